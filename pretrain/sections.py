@@ -1,0 +1,160 @@
+"""The sections of a run's configuration beside model and data: frozen dataclasses, no torch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pretrain.errors import RunError
+
+
+def _require(condition: bool, field_name: str, message: str) -> None:
+    if not condition:
+        raise RunError(f"{field_name}: {message}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimSection:
+    """AdamW with decay on every parameter (as the reference really does) and clipping by the global norm."""
+
+    lr: float = 1e-3
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Adam's decay rates."""
+    eps: float = 1e-8
+    """Added to the root of the second moment before bias correction, as fairseq's Adam does."""
+    weight_decay: float = 0.05
+    """Decoupled weight decay of every parameter, biases and norms included."""
+    clip_norm: float = 4.0
+    """Largest global gradient norm; 0 turns clipping off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleSection:
+    """Learning rate: linear from 0, then cosine to 0 at training.max_steps."""
+
+    warmup_steps: int = 50_040
+    """Steps of the linear rise; the first step has learning rate 0 as in the reference."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmaSection:
+    """Decay of the teacher: linear from start to end, then constant; 1 freezes the teacher."""
+
+    start: float = 0.9998
+    """Decay at the first step."""
+    end: float = 0.99999
+    """Decay from anneal_steps on."""
+    anneal_steps: int = 100_000
+    """Steps of the linear rise."""
+
+    def __post_init__(self) -> None:
+        for name in ("start", "end"):
+            value = getattr(self, name)
+            _require(0.0 <= value <= 1.0, f"ema.{name}", f"must lie between 0 and 1, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionSection:
+    """Numbers that the networks compute with; master weights, moments and teacher shards stay fp32."""
+
+    dtype: Literal["fp32", "bf16"] = "bf16"
+    """Precision of weights and activations."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelSection:
+    """How the run is laid out over the processes."""
+
+    zero_stage: Literal[0, 1, 2] = 1
+    """What DeepSpeed shards over the ranks: 0 nothing, 1 optimizer state, 2 gradients too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSection:
+    """When the run's state is written and how many copies are kept."""
+
+    every_steps: int = 5_000
+    """Steps between checkpoints; the last step is always saved."""
+    keep: int = 3
+    """Newest checkpoints that stay on disk."""
+
+    def __post_init__(self) -> None:
+        _require(self.every_steps >= 1, "checkpoint.every_steps", f"must be at least 1, got {self.every_steps}")
+        _require(self.keep >= 1, "checkpoint.keep", f"must be at least 1, got {self.keep}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSection:
+    """Length, batch and seed."""
+
+    max_steps: int = 375_300
+    """Optimizer steps; the learning rate reaches 0 here."""
+    global_batch_size: int = 256
+    """Samples of one optimizer step over all ranks."""
+    microbatch_size: int | None = None
+    """Samples of one forward pass of one rank; null takes a rank's whole share at once."""
+    seed: int = 1
+    """Keys initial weights, sample order, augmentation, masks and noise."""
+
+    def __post_init__(self) -> None:
+        _require(self.max_steps >= 1, "training.max_steps", f"must be at least 1, got {self.max_steps}")
+        _require(
+            self.global_batch_size >= 1,
+            "training.global_batch_size",
+            f"must be at least 1, got {self.global_batch_size}",
+        )
+
+    def microbatches(self, dp_size: int) -> tuple[int, int]:
+        """Microbatch size and number of microbatches per step of one of ``dp_size`` ranks.
+
+        Raises:
+            RunError: if the global batch does not divide.
+        """
+        per_rank, rest = divmod(self.global_batch_size, dp_size)
+        _require(
+            rest == 0 and per_rank > 0,
+            "training.global_batch_size",
+            f"{self.global_batch_size} is not divisible by the {dp_size} data-parallel ranks",
+        )
+        size = self.microbatch_size or per_rank
+        _require(
+            per_rank % size == 0,
+            "training.microbatch_size",
+            f"{size} does not divide the {per_rank} samples per rank "
+            f"(global_batch_size {self.global_batch_size} / {dp_size} ranks)",
+        )
+        return size, per_rank // size
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealthSection:
+    """When representations count as collapsed."""
+
+    every_steps: int = 100
+    """Steps between measurements of spread and effective rank."""
+    after_steps: int = 5_000
+    """First step at which an alarm may be raised."""
+    min_target_spread: float = 0.1
+    """Alarm below this mean per-channel standard deviation of the targets."""
+    min_prediction_spread: float = 0.01
+    """Alarm below this mean per-channel standard deviation of the predictions."""
+    min_effective_rank: float = 1.5
+    """Alarm below this effective rank of frontend, student or teacher features."""
+    on_collapse: Literal["warn", "stop"] = "warn"
+    """Warn, or save a checkpoint and stop with an error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingSection:
+    """What is written while training; metrics.jsonl always is."""
+
+    every_steps: int = 100
+    """Steps between log lines."""
+    tensorboard: bool = True
+    """Write TensorBoard events into RUN/tensorboard."""
+    wandb: bool = False
+    """Log to Weights & Biases from rank 0; offline unless the user is logged in."""
+    wandb_project: str = "data2vec-scale"
+    """Project that the W&B run belongs to."""
+
+    def __post_init__(self) -> None:
+        _require(self.every_steps >= 1, "logging.every_steps", f"must be at least 1, got {self.every_steps}")
