@@ -1,0 +1,206 @@
+"""``RunConfig`` -> groups -> networks -> engine -> loader -> ``Trainer``: all wiring, no loop."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data_pipelines.loader import Loader, build_loader
+from model.accounting import train_flops_per_sample
+from model.config import ModelConfig
+from model.data2vec import Data2Vec
+from model.initialization import initialize
+from model.masking import block_masks_2d
+from pretrain.checkpoint.manifest import Manifest
+from pretrain.checkpoint.state import TrainState, choose, restore, save
+from pretrain.checkpoint.weights import read_run_config
+from pretrain.config import RESUME_MAY_CHANGE, RunConfig, differences, write_yaml
+from pretrain.environment import Processes
+from pretrain.errors import RunError
+from pretrain.observe.log import RunLog
+from pretrain.observe.throughput import Throughput
+from pretrain.optim import TEACHER_GROUP, make_optimizer
+from pretrain.parallel.deepspeed_config import deepspeed_config
+from pretrain.parallel.groups import ProcessGroups, make_groups
+from pretrain.parallel.teacher import ShardedTeacher
+from pretrain.parallel.zero import StudentEngine, join_processes
+from pretrain.preempt import StopRequest
+from pretrain.task import Data2VecTask
+from pretrain.trainer import Sections, Trainer
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def choose_device(processes: Processes) -> tuple[torch.device, str]:
+    """This process's device and the backend that goes with it.
+
+    On a CPU the cores are shared out among the processes of the machine unless OMP_NUM_THREADS says otherwise.
+    """
+    if torch.cuda.is_available():
+        device = torch.device("cuda", processes.local_rank)
+        torch.cuda.set_device(device)
+        return device, "nccl"
+    if "OMP_NUM_THREADS" not in os.environ or processes.local_size > 1:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes.local_size))
+    return torch.device("cpu"), "gloo"
+
+
+def build_trainer(
+    config: RunConfig,
+    run_dir: Path,
+    processes: Processes,
+    stop: StopRequest,
+    *,
+    resume: str,
+    user_deepspeed: dict[str, Any] | None,
+) -> Trainer:
+    """Everything a run needs, ready to train.
+
+    Args:
+        config: the complete configuration.
+        run_dir: where the run lives; exists and is writable.
+        processes: who this process is.
+        stop: set by signals.
+        resume: ``auto`` goes on from the newest whole checkpoint if there is one, ``never`` starts anew and
+            refuses a directory that holds checkpoints.
+        user_deepspeed: a user's DeepSpeed JSON, laid over the generated one.
+    Raises:
+        RunError, DataError, ConfigError: for whatever cannot work, before any weight is allocated.
+    """
+    microbatch_size, num_microbatches = config.training.microbatches(processes.world_size)
+    ds_config = deepspeed_config(
+        config.optim,
+        config.precision,
+        config.parallel,
+        microbatch_size=microbatch_size,
+        dp_size=processes.world_size,
+        user=user_deepspeed,
+    )
+    loader_of = _loader_factory(config, processes, microbatch_size, num_microbatches)
+    loader_of(0).close()  # unusable shards are found before processes join and weights are allocated
+    device, backend = choose_device(processes)
+    join_processes(processes, backend)
+    groups = make_groups()
+    checkpoint, refused = choose(run_dir, groups)
+    if resume == "never" and (checkpoint or refused):
+        raise RunError(f"{run_dir} already holds checkpoints; choose another --run-dir, or --resume auto")
+    run_ids = _check_resume(config, checkpoint) if checkpoint else {}
+    if processes.rank == 0:
+        write_yaml(config, run_dir / "config.yaml")
+        (run_dir / "deepspeed.json").write_text(json.dumps(ds_config, indent=2) + "\n", encoding="utf-8")
+
+    engine, teacher = build_networks(config, ds_config, groups, device)
+    state = restore(checkpoint, engine, teacher) if checkpoint else TrainState()
+    log = RunLog(
+        run_dir,
+        config.logging,
+        total_steps=config.training.max_steps,
+        is_main=processes.rank == 0,
+        run_ids=run_ids,
+        first_step=state.step,
+    )
+    for reason in refused:
+        log.event(state.step, "alarm", reason)
+    log.event(state.step, "resume" if checkpoint else "start", _describe(config, groups, device, checkpoint))
+    task = Data2VecTask(
+        config.model, engine, teacher, device=device, dtype=_input_dtype(config), seed=config.training.seed
+    )
+    return Trainer(
+        sections=Sections(
+            optim=config.optim,
+            schedule=config.schedule,
+            ema=config.ema,
+            training=config.training,
+            checkpoint=config.checkpoint,
+            health=config.health,
+            logging=config.logging,
+        ),
+        task=task,
+        engine=engine,
+        teacher=teacher,
+        loader=loader_of(state.position),
+        groups=groups,
+        log=log,
+        throughput=Throughput(
+            global_batch_size=config.training.global_batch_size,
+            flops_per_sample=train_flops_per_sample(config.model),
+            num_devices=groups.dp_size,
+            max_steps=config.training.max_steps,
+        ),
+        stop=stop,
+        state=state,
+        save=lambda now: save(run_dir, config, now, engine, teacher, groups, run_ids),
+        device=device,
+    )
+
+
+def build_networks(
+    config: RunConfig, ds_config: dict[str, Any], groups: ProcessGroups, device: torch.device
+) -> tuple[StudentEngine, ShardedTeacher]:
+    """Student under DeepSpeed with its fp32 initial weights, and the teacher as its copy."""
+    student = Data2Vec(config.model)
+    initialize(student, config.training.seed)
+    initial = {name: parameter.detach().clone() for name, parameter in student.named_parameters()}
+    dtype = DTYPES[config.precision.dtype]
+    stage = config.parallel.zero_stage
+    student = student.to(device, dtype if stage > 0 else torch.float32)
+    teacher = Data2Vec(config.model, with_decoders=False).to(device, dtype)
+    teacher_names = {name for name, _ in teacher.named_parameters()}
+    optimizer = make_optimizer(student, teacher_names, config.optim, stage)
+    autocast = dtype if stage == 0 and dtype != torch.float32 else None
+    engine = StudentEngine(student, optimizer, ds_config, groups, autocast)
+    with torch.no_grad():  # DeepSpeed took its fp32 weights from the student's, which may be rounded to bf16
+        for piece in engine.fragments:
+            piece.master.copy_(initial[piece.name].view(-1)[piece.start : piece.stop])
+    own = [piece for piece in engine.fragments if piece.group == TEACHER_GROUP]
+    return engine, ShardedTeacher(teacher, engine.groups[TEACHER_GROUP], own, groups)
+
+
+def mask_function(config: ModelConfig) -> Any:
+    """Stream key -> (M, T) bool masks of one sample, True = removed; runs in the loader's workers."""
+
+    def masks(key: int) -> Tensor:
+        generator = torch.Generator().manual_seed(key)
+        return block_masks_2d(config.num_views, config.image.grid_size, config.image.mask, generator)
+
+    return masks
+
+
+def _loader_factory(config: RunConfig, processes: Processes, microbatch_size: int, num_microbatches: int) -> Any:
+    def make(position: int) -> Loader:
+        return build_loader(
+            config.data,
+            seed=config.training.seed,
+            mask_function=mask_function(config.model),
+            dp_rank=processes.rank,
+            dp_size=processes.world_size,
+            microbatch_size=microbatch_size,
+            num_microbatches=num_microbatches,
+            position=position,
+        )
+
+    return make
+
+
+def _input_dtype(config: RunConfig) -> torch.dtype:
+    return DTYPES[config.precision.dtype]
+
+
+def _check_resume(config: RunConfig, checkpoint: Path) -> dict[str, str]:
+    """Refuse a checkpoint of another configuration; give back the ids under which trackers know the run."""
+    changed = differences(read_run_config(checkpoint), config, RESUME_MAY_CHANGE)
+    if changed:
+        raise RunError(
+            f"{checkpoint} was written with another configuration ({'; '.join(changed[:3])}"
+            f"{' and more' if len(changed) > 3 else ''}); use another --run-dir, or --resume never"
+        )
+    return dict(Manifest.read(checkpoint).run_ids)
+
+
+def _describe(config: RunConfig, groups: ProcessGroups, device: torch.device, checkpoint: Path | None) -> str:
+    where = f"{groups.dp_size} x {torch.cuda.get_device_name(device) if device.type == 'cuda' else 'cpu'}"
+    begin = f" from {checkpoint.name}" if checkpoint else ""
+    return f"{config.name}{begin} on {where}, ZeRO {config.parallel.zero_stage}, {config.precision.dtype}"

@@ -1,0 +1,108 @@
+"""``manifest.json``: what a checkpoint holds, in which file, with which checksum. No torch.
+
+checkpoints/
+    latest                       name of the newest complete checkpoint; moves last
+    step-00001000/
+        manifest.json            this module
+        config.yaml              the run's whole configuration
+        rank-00000.safetensors   what rank 0 owned: ``KIND/PARAMETER`` -> 1-D fp32 range of that parameter
+        rank-00001.safetensors   ...
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from pretrain.errors import RunError
+
+FORMAT, VERSION = "data2vec-scale/checkpoint", 1
+KINDS = ("student", "exp_avg", "exp_avg_sq", "teacher")
+"""fp32 weights of the student, Adam's moments, and the teacher (which lacks some parameters)."""
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One rank's file."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+    ranges: dict[str, tuple[int, int]]
+    """``KIND/PARAMETER`` -> (start, stop) of the elements in it."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A checkpoint's table of contents and the run's scalar state."""
+
+    step: int
+    """Optimizer updates made."""
+    position: int
+    """Samples consumed from the data stream."""
+    adam_step: int
+    """Updates that Adam's bias correction counts."""
+    dp_size: int
+    zero_stage: int
+    shapes: dict[str, tuple[int, ...]]
+    """Shape of every parameter of the student."""
+    files: list[FileRecord]
+    run_ids: dict[str, str] = field(default_factory=dict)
+    """Ids under which trackers know the run."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Libraries that wrote it."""
+
+    def write(self, directory: Path) -> None:
+        """Write ``manifest.json`` into ``directory``."""
+        content = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        (directory / "manifest.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, directory: Path) -> "Manifest":
+        """Read ``manifest.json``.
+
+        Raises:
+            RunError: if it is missing, damaged, or of a format version that this release does not know.
+        """
+        path = directory / "manifest.json"
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content.pop("format") != FORMAT:
+                raise RunError(f"{path}: not a data2vec-scale checkpoint")
+            version = content.pop("version")
+            if version != VERSION:
+                raise RunError(
+                    f"{path}: checkpoint format version {version}, this release reads version {VERSION}; "
+                    "use a newer data2vec-scale"
+                )
+            files = [
+                FileRecord(**(item | {"ranges": {key: tuple(span) for key, span in item["ranges"].items()}}))
+                for item in content.pop("files")
+            ]
+            shapes = {name: tuple(shape) for name, shape in content.pop("shapes").items()}
+            return cls(files=files, shapes=shapes, **content)
+        except OSError as error:
+            raise RunError(f"{path}: {error.strerror}; is {directory} a complete checkpoint?") from error
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, RunError):
+                raise
+            raise RunError(f"{path}: damaged manifest ({error}); use an earlier checkpoint") from error
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file's content."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def damage(directory: Path, files: list[FileRecord]) -> str | None:
+    """The first difference between files on disk and their records, or None if all are whole."""
+    for record in files:
+        path = directory / record.name
+        if not path.is_file():
+            return f"{path} is missing"
+        if path.stat().st_size != record.size_bytes:
+            return f"{path} has {path.stat().st_size} bytes instead of {record.size_bytes}"
+        if file_sha256(path) != record.sha256:
+            return f"{path} does not match its checksum"
+    return None

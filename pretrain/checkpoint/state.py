@@ -1,0 +1,157 @@
+"""What of a run is saved and restored: fragments by global name, and a few numbers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pretrain.checkpoint import store
+from pretrain.checkpoint.manifest import FileRecord, Manifest, file_sha256
+from pretrain.checkpoint.weights import FragmentReader
+from pretrain.config import RunConfig, write_yaml
+from pretrain.errors import RunError
+from pretrain.parallel.groups import ProcessGroups
+from pretrain.parallel.teacher import ShardedTeacher
+from pretrain.parallel.zero import StudentEngine
+
+
+@dataclass
+class TrainState:
+    """The numbers of a run that are not tensors. Everything random is keyed by them and the seed."""
+
+    step: int = 0
+    """Optimizer updates made."""
+    position: int = 0
+    """Samples consumed from the data stream, skipped steps included."""
+
+
+def save(
+    run_dir: Path,
+    config: RunConfig,
+    state: TrainState,
+    engine: StudentEngine,
+    teacher: ShardedTeacher,
+    groups: ProcessGroups,
+    run_ids: dict[str, str],
+) -> Path:
+    """Write the whole run as one checkpoint; every rank writes what it owns.
+
+    Returns:
+        The checkpoint's directory.
+    Raises:
+        RunError: on every rank if any rank could not write; earlier checkpoints stay as they are.
+    """
+    first = groups.dp_rank == 0
+    writing, problem = None, None
+    if first:
+        try:
+            writing = store.begin(run_dir, state.step)
+        except RunError as error:
+            problem = str(error)
+    writing, problem = _share((writing, problem), groups)
+    if problem is None:
+        assert writing is not None
+        record, problem = _write_rank(writing, engine, teacher, groups.dp_rank)
+        records = _gather((record, problem), groups)
+        problem = next((text for _, text in records if text), None)
+    if problem is None and first:
+        try:
+            _manifest(config, state, engine, groups, run_ids, [r for r, _ in records if r]).write(writing)
+            write_yaml(config, writing / "config.yaml")
+            store.commit(run_dir, writing, state.step, config.checkpoint.keep)
+        except OSError as error:
+            problem = f"{writing}: {error.strerror}"
+    _, problem = _share((None, problem), groups)
+    if problem:
+        raise RunError(f"checkpoint of step {state.step} could not be written: {problem}")
+    return store.step_directory(run_dir, state.step)
+
+
+def restore(checkpoint: Path, engine: StudentEngine, teacher: ShardedTeacher) -> TrainState:
+    """Set student, moments and teacher to a checkpoint of any layout.
+
+    Raises:
+        RunError: if the checkpoint is damaged or holds other parameters.
+    """
+    reader = FragmentReader(checkpoint)
+    with torch.no_grad():
+        for piece in engine.whole_fragments():
+            for kind, target in (
+                ("student", piece.master),
+                ("exp_avg", piece.exp_avg),
+                ("exp_avg_sq", piece.exp_avg_sq),
+            ):
+                target.copy_(reader.read(f"{kind}/{piece.name}", piece.start, piece.stop))
+        for piece, average in teacher.fragments:
+            average.copy_(reader.read(f"teacher/{piece.name}", piece.start, piece.stop))
+    engine.restore(reader.manifest.adam_step)
+    teacher.refresh()
+    return TrainState(step=reader.manifest.step, position=reader.manifest.position)
+
+
+def choose(run_dir: Path, groups: ProcessGroups) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint, as rank 0 sees it, and why newer ones were passed over; same on all ranks."""
+    found = store.newest_whole(run_dir) if groups.dp_rank == 0 else (None, [])
+    return _share(found, groups)
+
+
+def _write_rank(
+    writing: Path, engine: StudentEngine, teacher: ShardedTeacher, rank: int
+) -> tuple[FileRecord | None, str | None]:
+    tensors: dict[str, Tensor] = {}
+    ranges: dict[str, tuple[int, int]] = {}
+    for piece in engine.fragments:
+        for kind, tensor in (
+            ("student", piece.master),
+            ("exp_avg", piece.exp_avg),
+            ("exp_avg_sq", piece.exp_avg_sq),
+        ):
+            tensors[f"{kind}/{piece.name}"] = tensor
+            ranges[f"{kind}/{piece.name}"] = (piece.start, piece.stop)
+    for piece, average in teacher.fragments:
+        tensors[f"teacher/{piece.name}"] = average
+        ranges[f"teacher/{piece.name}"] = (piece.start, piece.stop)
+    path = writing / f"rank-{rank:05d}.safetensors"
+    try:
+        # Clones: safetensors refuses tensors that share storage, and these are views of flat vectors.
+        save_file({key: tensor.detach().cpu().clone() for key, tensor in tensors.items()}, path)
+        return FileRecord(path.name, path.stat().st_size, file_sha256(path), ranges), None
+    except Exception as error:  # safetensors raises its own error type on a full disk
+        return None, f"{path}: {error}"
+
+
+def _manifest(
+    config: RunConfig,
+    state: TrainState,
+    engine: StudentEngine,
+    groups: ProcessGroups,
+    run_ids: dict[str, str],
+    files: list[FileRecord],
+) -> Manifest:
+    return Manifest(
+        step=state.step,
+        position=state.position,
+        adam_step=engine.adam_step,
+        dp_size=groups.dp_size,
+        zero_stage=config.parallel.zero_stage,
+        shapes={place.name: place.shape for group in engine.groups for place in group.placements},
+        files=files,
+        run_ids=run_ids,
+        versions={"torch": torch.__version__},
+    )
+
+
+def _share(value: tuple, groups: ProcessGroups) -> tuple:
+    """Rank 0's value on every rank."""
+    box = [value]
+    dist.broadcast_object_list(box, src=0, group=groups.control_group)
+    return box[0]
+
+
+def _gather(value: tuple, groups: ProcessGroups) -> list[tuple]:
+    boxes: list[tuple] = [()] * groups.dp_size
+    dist.all_gather_object(boxes, value, group=groups.control_group)
+    return boxes

@@ -1,0 +1,209 @@
+"""``RunConfig``: one complete, validated description of a run; YAML round trip. No torch."""
+
+import dataclasses
+import difflib
+import os
+import tempfile
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.config import DataConfig
+from model.config import ModelConfig
+from pretrain.errors import RunError
+from pretrain.sections import (
+    CheckpointSection,
+    EmaSection,
+    HealthSection,
+    LoggingSection,
+    OptimSection,
+    ParallelSection,
+    PrecisionSection,
+    ScheduleSection,
+    TrainingSection,
+)
+
+RESUME_MAY_CHANGE = (
+    "name",
+    "data.path",
+    "data.num_workers",
+    "data.prefetch_batches",
+    "data.max_bad_samples",
+    "parallel",
+    "checkpoint",
+    "health",
+    "logging",
+    "training.max_steps",
+    "training.microbatch_size",
+)
+"""Fields (or whole sections) that a resumed run may set anew; all others decide what is learned."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides what a run computes, and how it reports."""
+
+    name: str
+    """Recipe that the run started from."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The network and its objective."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Where samples come from."""
+    optim: OptimSection = field(default_factory=OptimSection)
+    """The optimizer."""
+    schedule: ScheduleSection = field(default_factory=ScheduleSection)
+    """The learning rate."""
+    ema: EmaSection = field(default_factory=EmaSection)
+    """The teacher."""
+    precision: PrecisionSection = field(default_factory=PrecisionSection)
+    """Precision of the networks."""
+    parallel: ParallelSection = field(default_factory=ParallelSection)
+    """Layout over the processes."""
+    training: TrainingSection = field(default_factory=TrainingSection)
+    """Length, batch, seed."""
+    checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
+    """When state is saved."""
+    health: HealthSection = field(default_factory=HealthSection)
+    """Collapse alarms."""
+    logging: LoggingSection = field(default_factory=LoggingSection)
+    """What is reported."""
+
+    def __post_init__(self) -> None:
+        image, transform = self.model.image, self.data.image
+        if transform.size != image.image_size:
+            raise RunError(
+                f"data.image.size: {transform.size} differs from model.image.image_size {image.image_size}"
+            )
+        if transform.channels != image.in_channels:
+            raise RunError(
+                f"data.image.channels: {transform.channels} differs from model.image.in_channels {image.in_channels}"
+            )
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The whole configuration as YAML, fields in the order of the dataclasses."""
+    import yaml
+
+    return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False, allow_unicode=True)
+
+
+def from_yaml(text: str, origin: str, base: RunConfig | None = None) -> RunConfig:
+    """Read what ``to_yaml`` wrote, or a part of it that is laid over ``base``.
+
+    Args:
+        text: the YAML.
+        origin: what to call it in an error, usually the file's path.
+        base: supplies the fields that the YAML leaves out; without it none may be left out.
+    Raises:
+        RunError: naming ``origin`` and the field, for unknown or missing fields and wrong types.
+    """
+    import pydantic
+    import yaml
+
+    try:
+        loaded = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RunError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from error
+    values = _merge(_plain(dataclasses.asdict(base)) if base else {}, loaded, RunConfig, origin, "")
+    try:
+        return pydantic.TypeAdapter(RunConfig).validate_python(_complete(values, RunConfig, origin, ""))
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RunError(f"{origin}: {where or 'config'}: {first['msg']}") from error
+
+
+def with_overrides(config: RunConfig, arguments: list[str]) -> RunConfig:
+    """Lay ``--section.field VALUE`` (or ``=VALUE``) pairs over a configuration; values are YAML scalars or lists.
+
+    Raises:
+        RunError: naming the argument, for unknown fields (with the nearest known one) and wrong types.
+    """
+    import yaml
+
+    remaining = list(arguments)
+    while remaining:
+        flag = remaining.pop(0)
+        name, equals, value = flag.partition("=")
+        if not name.startswith("--") or len(name) < 3:
+            raise RunError(f"unexpected argument {flag!r}; fields are set with --section.field VALUE")
+        if not equals:
+            if not remaining:
+                raise RunError(f"{name} needs a value")
+            value = remaining.pop(0)
+        override: Any = yaml.safe_load(value) if value else value
+        for part in reversed(name[2:].replace("-", "_").split(".")):
+            override = {part: override}
+        config = from_yaml(yaml.safe_dump(override), name, config)
+    return config
+
+
+def write_yaml(config: RunConfig, path: Path) -> None:
+    """Write ``to_yaml`` atomically."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(handle, "w", encoding="utf-8") as stream:
+        stream.write(to_yaml(config))
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)
+
+
+def differences(saved: RunConfig, current: RunConfig, ignore: tuple[str, ...] = ()) -> list[str]:
+    """Fields in which two configurations differ, as ``section.field: saved -> current``."""
+    before, after = _flatten(dataclasses.asdict(saved)), _flatten(dataclasses.asdict(current))
+    return [
+        f"{name}: {before.get(name)} -> {after.get(name)}"
+        for name in before | after
+        if before.get(name) != after.get(name)
+        and not any(name == prefix or name.startswith(prefix + ".") for prefix in ignore)
+    ]
+
+
+def _plain(value: Any) -> Any:
+    """Tuples become lists, so that YAML's safe subset can hold them."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _section_type(parent: type, name: str) -> type | None:
+    """The dataclass behind a field, also behind ``Section | None``."""
+    hint = typing.get_type_hints(parent)[name]
+    return next((t for t in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(t)), None)  # type: ignore[return-value]
+
+
+def _merge(base: dict[str, Any], over: Any, kind: type, origin: str, path: str) -> dict[str, Any]:
+    if not isinstance(over, dict):
+        raise RunError(f"{origin}: {path.rstrip('.') or 'config'}: expected fields, got {over!r}")
+    known = [item.name for item in dataclasses.fields(kind)]
+    merged = dict(base)
+    for key, value in over.items():
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean {path}{close[0]}?" if close else f"; known fields: {', '.join(known)}"
+            raise RunError(f"{origin}: unknown field {path}{key}{hint}")
+        section = _section_type(kind, key)
+        if section and value is not None:
+            merged[key] = _merge(base.get(key) or {}, value, section, origin, f"{path}{key}.")
+        else:
+            merged[key] = value
+    return merged
+
+
+def _complete(values: dict[str, Any], kind: type, origin: str, path: str) -> dict[str, Any]:
+    for item in dataclasses.fields(kind):
+        if item.name not in values:
+            raise RunError(f"{origin}: field {path}{item.name} is missing")
+        section = _section_type(kind, item.name)
+        if section and values[item.name] is not None:
+            _complete(values[item.name], section, origin, f"{path}{item.name}.")
+    return values

@@ -1,0 +1,66 @@
+"""Is the representation alive? Effective rank and spread of frontend, student and teacher; alarms.
+
+The spread of predictions and targets alone misses a collapsed frontend (fairseq issue 5239), and the
+released image configs turn even that guard off.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from pretrain.sections import HealthSection
+
+MAX_ROWS = 2048
+"""Tokens that a measurement looks at; more would not change the figures but cost time."""
+
+
+def effective_rank(features: Tensor) -> float:
+    """Exponential of the entropy of the normalised singular values of centred features.
+
+    1 for a collapsed cloud, D for an isotropic one (Roy & Vetterli 2007; RankMe, arXiv 2210.02885).
+
+    Args:
+        features: (..., D).
+    """
+    rows = _sample(features)
+    covariance = torch.cov(rows.T)
+    sigma = torch.linalg.eigvalsh(covariance).clamp_min(0).sqrt()
+    if not math.isfinite(total := sigma.sum().item()) or total == 0:
+        return float("nan") if not math.isfinite(total) else 1.0
+    share = sigma / sigma.sum()
+    return float(torch.exp(-torch.special.xlogy(share, share).sum()).item())
+
+
+def spread(features: Tensor) -> float:
+    """Mean over channels of the standard deviation over tokens.
+
+    Args:
+        features: (..., D).
+    """
+    return float(_sample(features).std(dim=0).mean().item())
+
+
+def alarms(step: int, section: HealthSection, measured: dict[str, float]) -> list[str]:
+    """What is wrong, one sentence each.
+
+    Args:
+        step: completed steps; nothing is an alarm before ``section.after_steps``.
+        section: the thresholds.
+        measured: any of ``target_spread``, ``prediction_spread`` and ``*_effective_rank``.
+    """
+    if step < section.after_steps:
+        return []
+    limits = {"target_spread": section.min_target_spread, "prediction_spread": section.min_prediction_spread}
+    limits |= {name: section.min_effective_rank for name in measured if name.endswith("_effective_rank")}
+    return [
+        f"collapse: {name} {measured[name]:.4g} is below {limit:g}"
+        for name, limit in limits.items()
+        if name in measured and not measured[name] >= limit
+    ]
+
+
+def _sample(features: Tensor) -> Tensor:
+    rows = features.reshape(-1, features.shape[-1])
+    stride = max(1, rows.shape[0] // MAX_ROWS)
+    return rows[::stride].double() if rows.device.type == "cpu" else rows[::stride].float()

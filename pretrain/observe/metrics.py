@@ -1,0 +1,52 @@
+"""Meters that stay on the device between log lines, and one collective per log line."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class LossMeter:
+    """Sums of weighted loss terms over steps; read once per log interval."""
+
+    def __init__(self, device: torch.device) -> None:
+        """An empty meter on ``device``."""
+        self._device = device
+        self._sums: dict[str, Tensor] = {}
+        self._num_steps = 0
+
+    def add(self, name: str, value: Tensor) -> None:
+        """Add this rank's share of a term in one microbatch."""
+        value = value.detach().double() if self._device.type == "cpu" else value.detach().float()
+        self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def end_step(self) -> None:
+        """Count one step."""
+        self._num_steps += 1
+
+    def read(self, group: dist.ProcessGroup) -> dict[str, float]:
+        """Mean per step of every term over the interval, summed over ranks; empties the meter."""
+        names = sorted(self._sums)
+        stacked = torch.stack([self._sums[name] for name in names]) / max(self._num_steps, 1)
+        dist.all_reduce(stacked, group=group)
+        self._sums, self._num_steps = {}, 0
+        return dict(zip(names, stacked.tolist(), strict=True))
+
+
+def spreads(tensors: dict[str, Tensor], group: dist.ProcessGroup) -> dict[str, float]:
+    """Mean over channels of the standard deviation over all other axes and all ranks.
+
+    ``sqrt(unbiased variance + 1e-6)``, as ``compute_var`` of fairseq's data2vec2.py.
+
+    Args:
+        tensors: name -> (..., D); all with the same D.
+        group: ranks to reduce over, with one collective.
+    """
+    rows = [tensor.reshape(-1, tensor.shape[-1]).double() for tensor in tensors.values()]
+    sums = torch.stack(
+        [torch.stack([torch.full_like(row[0], row.shape[0]), row.sum(0), row.square().sum(0)]) for row in rows]
+    )
+    dist.all_reduce(sums, group=group)
+    count, total, squares = sums.unbind(dim=1)
+    variance = (squares - total.square() / count) / (count - 1)
+    values = (variance.clamp_min(0) + 1e-6).sqrt().mean(dim=-1)
+    return dict(zip(tensors, values.tolist(), strict=True))

@@ -1,0 +1,54 @@
+"""How fast a run goes, what it uses, and when it will end."""
+
+import resource
+import time
+
+import torch
+
+
+class Throughput:
+    """Clock of a run, read once per log interval."""
+
+    def __init__(self, *, global_batch_size: int, flops_per_sample: int, num_devices: int, max_steps: int) -> None:
+        """Args: samples of a step, FLOPs of one sample (mask-aware), devices that share them, the run's length."""
+        self._global_batch_size = global_batch_size
+        self._flops_per_sample = flops_per_sample
+        self._num_devices = num_devices
+        self._max_steps = max_steps
+
+    def start(self, step: int) -> None:
+        """Start the clock at ``step``."""
+        self._since = time.perf_counter()
+        self._waited_seconds = 0.0
+        self._num_steps = 0
+
+    def waited(self, seconds: float) -> None:
+        """Count time in which training stood still for data."""
+        self._waited_seconds += seconds
+
+    def end_step(self) -> None:
+        """Count one step."""
+        self._num_steps += 1
+
+    def read(self, step: int) -> dict[str, float]:
+        """Figures of the interval that ends now at ``step``; starts the next one."""
+        seconds = max(time.perf_counter() - self._since, 1e-9)
+        per_step = seconds / max(self._num_steps, 1)
+        samples_per_second = self._global_batch_size / per_step
+        figures = {
+            "samples_per_second": samples_per_second,
+            "tflops_per_second": samples_per_second * self._flops_per_sample / self._num_devices / 1e12,
+            "memory_gib": peak_memory_gib(),
+            "data_wait_share": self._waited_seconds / seconds,
+            "seconds_per_step": per_step,
+            "eta_seconds": (self._max_steps - step) * per_step,
+        }
+        self.start(step)
+        return figures
+
+
+def peak_memory_gib() -> float:
+    """Largest memory used so far: of the accelerator if there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,0 +1,65 @@
+"""Parameter groups and the optimizer."""
+
+import math
+
+import torch
+from torch import nn
+
+from pretrain.sections import OptimSection
+
+TEACHER_GROUP, STUDENT_ONLY_GROUP = 0, 1
+
+
+def parameter_groups(student: nn.Module, teacher_names: set[str]) -> list[dict[str, object]]:
+    """Trainable parameters in two groups: those the teacher has too, and the rest (decoders).
+
+    The teacher's shards follow the optimizer's cut of a group, so a group must not mix the two.
+    All get weight decay, as the reference really does (data2vec2-facts.md, trap 1).
+    """
+    named = [(name, p) for name, p in student.named_parameters() if p.requires_grad]
+    return [
+        {"params": [p for name, p in named if name in teacher_names]},
+        {"params": [p for name, p in named if name not in teacher_names]},
+    ]
+
+
+class ClippingAdamW(torch.optim.AdamW):
+    """AdamW for ZeRO stage 0, where DeepSpeed leaves norm, clipping and overflow to the optimizer.
+
+    DeepSpeed's engine picks up ``_global_grad_norm`` and ``overflow`` after ``step``: with a non-finite
+    norm nothing is changed and the step does not count, as at stages 1 and 2.
+    """
+
+    overflow = False
+    _global_grad_norm: torch.Tensor | float = 0.0
+
+    def __init__(self, groups: list[dict[str, object]], section: OptimSection) -> None:
+        super().__init__(groups, lr=0.0, betas=section.betas, eps=section.eps, weight_decay=section.weight_decay)
+        self.clip_norm = section.clip_norm
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Clip to ``clip_norm`` and update, unless the gradient norm is not finite."""
+        assert closure is None
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self.overflow = not math.isfinite(norm.item())
+        self._global_grad_norm = norm
+        if self.overflow:
+            return
+        if self.clip_norm > 0:
+            scale = (self.clip_norm / (norm + 1e-6)).clamp(max=1.0)
+            torch._foreach_mul_(gradients, scale)
+        super().step()
+
+
+def make_optimizer(
+    student: nn.Module, teacher_names: set[str], section: OptimSection, zero_stage: int
+) -> torch.optim.AdamW:
+    """AdamW over ``parameter_groups``; the learning rate is set before every step."""
+    groups = parameter_groups(student, teacher_names)
+    if zero_stage == 0:
+        return ClippingAdamW(groups, section)
+    return torch.optim.AdamW(
+        groups, lr=0.0, betas=section.betas, eps=section.eps, weight_decay=section.weight_decay
+    )

@@ -1,0 +1,93 @@
+"""Config sections -> DeepSpeed JSON, with a user's own JSON laid over it. No torch."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pretrain.errors import RunError
+from pretrain.sections import OptimSection, ParallelSection, PrecisionSection
+
+OWNED = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "managed_gradient_accumulation",
+    "gradient_clipping",
+    "bf16.enabled",
+    "fp16.enabled",
+    "zero_optimization.stage",
+    "data_types.grad_accum_dtype",
+    "optimizer",
+    "scheduler",
+)
+"""Keys that the run's configuration decides: a user's JSON may only say "auto" or the same value."""
+
+
+def deepspeed_config(
+    optim: OptimSection,
+    precision: PrecisionSection,
+    parallel: ParallelSection,
+    *,
+    microbatch_size: int,
+    dp_size: int,
+    user: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The JSON that ``deepspeed.initialize`` gets.
+
+    ``backward`` only accumulates and ``step`` is the boundary (unmanaged accumulation), so DeepSpeed
+    sees one microbatch per step; the trainer divides the loss by the global count itself.
+
+    Raises:
+        RunError: if the user's JSON contradicts a key that the configuration owns; names both values.
+    """
+    bf16_weights = precision.dtype == "bf16" and parallel.zero_stage > 0
+    generated: dict[str, Any] = {
+        "train_batch_size": microbatch_size * dp_size,
+        "train_micro_batch_size_per_gpu": microbatch_size,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        # At stage 0 the optimizer itself measures and clips (zero.ClippingAdamW): DeepSpeed's own clipping
+        # there keeps no record of the norm.
+        "gradient_clipping": optim.clip_norm if parallel.zero_stage > 0 else 0.0,
+        "zero_optimization": {"stage": parallel.zero_stage},
+        # torch's AdamW on flat fp32 partitions is exactly what DeepSpeed's list of tested optimizers leaves out.
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": bf16_weights},
+        "steps_per_print": None,
+    }
+    if bf16_weights:
+        generated["data_types"] = {"grad_accum_dtype": "fp32"}
+    return _overlay(generated, user or {}, "")
+
+
+def read_user_json(path: Path) -> dict[str, Any]:
+    """A user's DeepSpeed JSON.
+
+    Raises:
+        RunError: if it is missing, not JSON or not an object.
+    """
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunError(f"--deepspeed {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise RunError(f"--deepspeed {path}: not valid JSON: {error}") from error
+    if not isinstance(loaded, dict):
+        raise RunError(f"--deepspeed {path}: expected a JSON object at the top")
+    return loaded
+
+
+def _overlay(ours: dict[str, Any], user: dict[str, Any], path: str) -> dict[str, Any]:
+    merged = dict(ours)
+    for key, value in user.items():
+        name = path + key
+        if isinstance(value, dict) and isinstance(ours.get(key, {}), dict) and name not in OWNED:
+            merged[key] = _overlay(ours.get(key, {}), value, f"{name}.")
+        elif name not in OWNED:
+            merged[key] = value
+        elif value != "auto" and value != ours.get(key):
+            raise RunError(
+                f"--deepspeed: {name} is {json.dumps(value)} but the run's configuration gives "
+                f'{json.dumps(ours.get(key))}; change the configuration or say "auto"'
+            )
+    return merged

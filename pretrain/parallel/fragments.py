@@ -1,0 +1,76 @@
+"""How a flat vector of parameters is cut over ranks, and the pieces that this rank owns.
+
+An optimizer group's parameters lie one after the other in one flat vector of ``dp_size * shard_numel``
+elements (the tail is padding); rank r owns ``[r * shard_numel, (r + 1) * shard_numel)``. The teacher and
+the checkpoints know nothing else of ZeRO.
+"""
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One parameter's place in the flat vector of its group."""
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def numel(self) -> int:
+        """Elements of the parameter."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class FlatGroup:
+    """The flat vector of one optimizer group."""
+
+    placements: tuple[Placement, ...]
+    shard_numel: int
+    """Elements that every rank owns, padding included."""
+
+    def owned(self, dp_rank: int) -> list[tuple[Placement, int, int, int]]:
+        """What rank ``dp_rank`` owns: (placement, start, stop, shard_offset), ranges in the parameter's elements."""
+        low, high = dp_rank * self.shard_numel, (dp_rank + 1) * self.shard_numel
+        pieces = []
+        for place in self.placements:
+            first, last = max(low, place.offset), min(high, place.offset + place.numel)
+            if first < last:
+                pieces.append((place, first - place.offset, last - place.offset, first - low))
+        return pieces
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A run of one parameter's elements that this rank owns, as live 1-D fp32 views."""
+
+    name: str
+    start: int
+    """First element, counted in the flattened parameter."""
+    group: int
+    shard_offset: int
+    """Where the run begins in this rank's shard of the group."""
+    master: Tensor
+    """The optimizer's fp32 weights."""
+    exp_avg: Tensor
+    """Adam's first moment."""
+    exp_avg_sq: Tensor
+    """Adam's second moment."""
+
+    @property
+    def stop(self) -> int:
+        """One past the last element."""
+        return self.start + self.master.numel()
+
+
+def pack(parameters: list[tuple[str, tuple[int, ...]]], dp_size: int) -> FlatGroup:
+    """Lay parameters one after the other and cut the vector into ``dp_size`` equal shards."""
+    placements, offset = [], 0
+    for name, shape in parameters:
+        placements.append(Placement(name, shape, offset))
+        offset += math.prod(shape)
+    return FlatGroup(tuple(placements), -(-offset // dp_size))

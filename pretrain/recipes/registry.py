@@ -1,0 +1,30 @@
+"""All recipes by name."""
+
+import difflib
+from collections.abc import Callable
+
+from pretrain.config import RunConfig
+from pretrain.errors import RunError
+from pretrain.recipes.image import image_base, image_huge14, image_huge16, image_large
+from pretrain.recipes.tiny import image_tiny
+
+RECIPES: dict[str, Callable[[], RunConfig]] = {
+    "image-tiny": image_tiny,
+    "image-base": image_base,
+    "image-large": image_large,
+    "image-huge16": image_huge16,
+    "image-huge14": image_huge14,
+}
+
+
+def recipe(name: str) -> RunConfig:
+    """The complete configuration of a recipe.
+
+    Raises:
+        RunError: for an unknown name, with the nearest known one.
+    """
+    if name not in RECIPES:
+        close = difflib.get_close_matches(name, RECIPES, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(RECIPES)}"
+        raise RunError(f"unknown recipe {name!r}; {hint}")
+    return RECIPES[name]()

@@ -1,0 +1,231 @@
+"""The training loop over parts that ``build`` has made."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+
+from data_pipelines.batching import Batch
+from data_pipelines.loader import Loader
+from model import ema
+from pretrain import schedules
+from pretrain.checkpoint.state import TrainState
+from pretrain.errors import RunError
+from pretrain.observe import health
+from pretrain.observe.log import RunLog
+from pretrain.observe.metrics import LossMeter, spreads
+from pretrain.observe.throughput import Throughput
+from pretrain.parallel.groups import ProcessGroups
+from pretrain.parallel.teacher import ShardedTeacher
+from pretrain.parallel.zero import StudentEngine
+from pretrain.preempt import StopRequest
+from pretrain.sections import (
+    CheckpointSection,
+    EmaSection,
+    HealthSection,
+    LoggingSection,
+    OptimSection,
+    ScheduleSection,
+    TrainingSection,
+)
+from pretrain.task import Data2VecTask, Observation
+
+MAX_SKIPPED_IN_A_ROW = 3
+"""Steps with a non-finite gradient after which a run gives up: the weights are whole, but the data or lr is not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sections:
+    """The parts of the configuration that the loop itself reads."""
+
+    optim: OptimSection
+    schedule: ScheduleSection
+    ema: EmaSection
+    training: TrainingSection
+    checkpoint: CheckpointSection
+    health: HealthSection
+    logging: LoggingSection
+
+
+class Trainer:
+    """Runs steps until the last one, a stop request, or an error."""
+
+    def __init__(
+        self,
+        *,
+        sections: Sections,
+        task: Data2VecTask,
+        engine: StudentEngine,
+        teacher: ShardedTeacher,
+        loader: Loader,
+        groups: ProcessGroups,
+        log: RunLog,
+        throughput: Throughput,
+        stop: StopRequest,
+        state: TrainState,
+        save: Callable[[TrainState], Path],
+        device: torch.device,
+    ) -> None:
+        """All parts are ready to run; ``state`` is where the run stands, ``save`` writes a checkpoint."""
+        self._sections = sections
+        self._task = task
+        self._engine = engine
+        self._teacher = teacher
+        self._loader = loader
+        self._batches = iter(loader)
+        self._groups = groups
+        self._log = log
+        self._throughput = throughput
+        self._stop = stop
+        self.state = state
+        self._save = save
+        self._saved_step: int | None = None
+        self._meter = LossMeter(device)
+        self._skipped_in_a_row = 0
+        self._lr = 0.0
+        self._num_microbatches = sections.training.microbatches(groups.dp_size)[1]
+
+    def train(self) -> Literal["done", "stopped"]:
+        """Run to ``max_steps`` or to a stop request; the state is saved in both cases.
+
+        Raises:
+            RunError: when gradients stay non-finite, when representations collapse and the config says stop,
+                or when a checkpoint cannot be written.
+            DataError: when samples are unusable beyond the budget.
+        """
+        max_steps = self._sections.training.max_steps
+        self._throughput.start(self.state.step)
+        while self.state.step < max_steps:
+            batches, counts, stopping = self._fetch()
+            if stopping:
+                self._checkpoint()
+                self._log.event(self.state.step, "stop", f"{self._stop.requested or 'another rank'}: saved, can resume")
+                return "stopped"
+            seen = self._train_step(batches, counts)
+            self._report(seen)
+            if self.state.step % self._sections.checkpoint.every_steps == 0 and not self._skipped_in_a_row:
+                self._checkpoint()
+        self._checkpoint()
+        self._log.event(self.state.step, "done", f"{max_steps} steps")
+        return "done"
+
+    def _fetch(self) -> tuple[list[Batch], dict[str, float], bool]:
+        """The microbatches of one step, the global counts of its loss terms, and whether any rank was told to stop.
+
+        One small collective in host memory settles both: all ranks stop at the same step.
+        """
+        started = time.perf_counter()
+        batches = [next(self._batches) for _ in range(self._num_microbatches)]
+        self._throughput.waited(time.perf_counter() - started)
+        local = [self._task.counts(batch) for batch in batches]
+        names = list(local[0])
+        totals = [float(sum(count[name] for count in local)) for name in names]
+        control = torch.tensor([float(self._stop.requested is not None), *totals], dtype=torch.float64)
+        dist.all_reduce(control, group=self._groups.control_group)
+        stop, *summed = control.tolist()
+        return batches, dict(zip(names, summed, strict=True)), stop > 0
+
+    def _train_step(self, batches: list[Batch], counts: dict[str, float]) -> Observation:
+        """Accumulate the microbatches, step the student, move the teacher."""
+        sections, step = self._sections, self.state.step
+        for batch in batches:
+            self._note_rejected(batch)
+            terms, seen = self._task(batch, self.state.position)
+            shares = {name: term.weight * term.sum / counts[name] for name, term in terms.items()}
+            for name, share in shares.items():
+                self._meter.add(name, share)
+            self._engine.backward(torch.stack(list(shares.values())).sum())
+        self._meter.end_step()
+        lr = schedules.cosine_lr(
+            step,
+            peak=sections.optim.lr,
+            warmup_steps=sections.schedule.warmup_steps,
+            max_steps=sections.training.max_steps,
+        )
+        eps = schedules.uncorrected_eps(self._engine.adam_step, eps=sections.optim.eps, beta2=sections.optim.betas[1])
+        stepped = self._engine.step(lr=lr, eps=eps)
+        self.state.position += sections.training.global_batch_size
+        self._lr = lr
+        if stepped:
+            self.state.step += 1
+            self._skipped_in_a_row = 0
+            self._teacher.update(self._decay())
+        else:
+            self._skip()
+        self._throughput.end_step()
+        return seen
+
+    def _decay(self) -> float:
+        """Decay after ``state.step`` updates."""
+        section = self._sections.ema
+        return ema.decay(self.state.step, section.start, section.end, section.anneal_steps)
+
+    def _skip(self) -> None:
+        self._skipped_in_a_row += 1
+        message = f"gradient norm is not finite: step skipped ({self._skipped_in_a_row} in a row)"
+        self._log.event(self.state.step, "alarm", message)
+        if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise RunError(
+                f"step {self.state.step}: the gradient was not finite {MAX_SKIPPED_IN_A_ROW} times in a row; "
+                "the weights are those of the last good step: look at the learning rate, the data, the precision"
+            )
+
+    def _report(self, seen: Observation) -> None:
+        step, sections = self.state.step, self._sections
+        logging_step = step % sections.logging.every_steps == 0 or step == sections.training.max_steps
+        health_step = step % sections.health.every_steps == 0
+        if self._skipped_in_a_row or not (logging_step or health_step):
+            return
+        measured = spreads({"target_spread": seen.target, "prediction_spread": seen.prediction}, self._groups.dp_group)
+        if logging_step:
+            losses = self._meter.read(self._groups.dp_group)
+            total = sum(losses.values())
+            self._log.train(
+                {
+                    "step": step,
+                    "loss": total,
+                    **{f"loss_{name}": value for name, value in losses.items()},
+                    "lr": self._lr,
+                    "grad_norm": self._engine.gradient_norm(),
+                    "ema_decay": self._decay(),
+                    **measured,
+                    **self._throughput.read(step),
+                }
+            )
+            if not math.isfinite(total):
+                self._log.event(step, "alarm", f"the loss is {total}")
+        if health_step:
+            self._check_health(seen, measured)
+
+    def _check_health(self, seen: Observation, measured: dict[str, float]) -> None:
+        features = {"frontend": seen.frontend, "student": seen.student, "teacher": seen.teacher}
+        figures = {f"{name}_effective_rank": health.effective_rank(value) for name, value in features.items()}
+        figures |= {f"{name}_spread": health.spread(value) for name, value in features.items()}
+        self._log.health({"step": self.state.step, **figures})
+        problems = health.alarms(self.state.step, self._sections.health, measured | figures)
+        for problem in problems:
+            self._log.event(self.state.step, "alarm", problem)
+        stop = torch.tensor(float(bool(problems) and self._sections.health.on_collapse == "stop"))
+        dist.all_reduce(stop, group=self._groups.control_group)
+        if stop > 0:
+            self._checkpoint()
+            raise RunError(
+                f"step {self.state.step}: {'; '.join(problems) or 'collapse on another rank'} "
+                "(health.on_collapse is stop; the state is saved)"
+            )
+
+    def _note_rejected(self, batch: Batch) -> None:
+        for reason in batch.rejected:
+            self._log.quarantine(reason)
+
+    def _checkpoint(self) -> None:
+        if self._saved_step == self.state.step:
+            return
+        path = self._save(self.state)
+        self._saved_step = self.state.step
+        self._log.event(self.state.step, "checkpoint", str(path))
