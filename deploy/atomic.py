@@ -1,0 +1,60 @@
+"""Files and folders that appear whole or not at all: written beside their place, synced, renamed."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pretrain.errors import RunError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file, replacing what was there.
+
+    Raises:
+        RunError: if it cannot be written.
+    """
+    temporary = path.parent / f".{path.name}.{os.getpid()}.writing"
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder that becomes ``path`` when the block ends well, and vanishes when it does not.
+
+    Raises:
+        RunError: if ``path`` holds something already, or cannot be written.
+    """
+    refuse_occupied(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.writing-"))
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written: {error.strerror}") from error
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        for file in temporary.iterdir():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+        os.rename(temporary, path)  # replaces an empty folder, refuses any other
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def refuse_occupied(path: Path) -> None:
+    """Raise RunError unless ``path`` is free or an empty folder."""
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise RunError(f"{path}: exists and is not empty; choose another folder or remove it")

@@ -1,0 +1,196 @@
+"""The report's plots: curves over the steps, drawn by matplotlib as SVG."""
+
+import base64
+import io
+import math
+from dataclasses import dataclass
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter
+
+from deploy.report_history import History, Record
+
+COLOURS = ("#2563eb", "#d97706", "#059669", "#9333ea", "#64748b")
+EVENT_COLOURS = {"resume": "#475569", "alarm": "#dc2626"}
+LOG_SCALE_RATIO = 30
+"""Largest over smallest value from which a norm is drawn on a logarithmic scale."""
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.edgecolor": "#cbd5e1",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.labelcolor": "#475569",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": "#e8edf3",
+    "grid.linewidth": 0.8,
+    "lines.linewidth": 1.6,
+    "lines.solid_capstyle": "round",
+    "xtick.color": "#64748b",
+    "ytick.color": "#64748b",
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "svg.hashsalt": "data2vec-scale",
+}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One plot: what it shows and how to read it."""
+
+    title: str
+    caption: str
+    left: tuple[str, ...]
+    """Measurements on the left axis."""
+    unit: str
+    """Label of the left axis."""
+    right: tuple[str, ...] = ()
+    """Measurements on an axis of their own, dashed."""
+    right_unit: str = ""
+    may_be_log: bool = False
+    """Use a logarithmic scale where the values span orders of magnitude."""
+    from_zero: bool = True
+    """Show the zero line, so that heights compare."""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A drawn panel for the page."""
+
+    title: str
+    caption: str
+    image: str
+    """The SVG as a data URI."""
+
+
+def panels(history: History) -> list[Panel]:
+    """All panels; the loss panel holds every term that the run recorded."""
+    return [
+        Panel(
+            "Loss",
+            "Sum of the terms, and each term. In a healthy run it may rise again while the targets grow richer: "
+            "a falling loss alone proves nothing.",
+            ("loss", *history.names("loss_")),
+            "loss",
+            from_zero=False,
+        ),
+        Panel(
+            "Schedules",
+            "Learning rate, and the decay with which the teacher follows the student.",
+            ("lr",),
+            "learning rate",
+            ("ema_decay",),
+            "EMA decay",
+            from_zero=False,
+        ),
+        Panel("Gradient norm", "Global norm before clipping.", ("grad_norm",), "norm", may_be_log=True),
+        Panel(
+            "Spread of targets and predictions",
+            "Mean standard deviation per channel. Near zero means collapse; a prediction close to the target early "
+            "on may only have learned positions.",
+            ("target_spread", "prediction_spread"),
+            "standard deviation",
+        ),
+        Panel(
+            "Effective rank",
+            "Number of directions that the features really use: student, teacher and frontend. "
+            "A fall towards 1 means collapse.",
+            ("student_effective_rank", "teacher_effective_rank", "frontend_effective_rank"),
+            "directions",
+        ),
+        Panel(
+            "Spread of features",
+            "Mean standard deviation per channel of student, teacher and frontend features.",
+            ("student_spread", "teacher_spread", "frontend_spread"),
+            "standard deviation",
+        ),
+        Panel(
+            "Throughput",
+            "Samples per second of the whole run, and the floating-point rate by the mask-aware count.",
+            ("samples_per_second",),
+            "samples / s",
+            ("tflops_per_second",),
+            "TFLOP / s",
+        ),
+        Panel("Memory", "Peak memory of one process.", ("memory_gib",), "GiB"),
+        Panel(
+            "Waiting for data",
+            "Share of the step in which the trainer waited for the loader.",
+            ("data_wait_share",),
+            "share of the step",
+        ),
+    ]
+
+
+def draw(panel: Panel, history: History) -> Plot | None:
+    """Draw a panel, or return None if the run recorded none of it."""
+    if not any(history.series(name)[0] for name in panel.left + panel.right):
+        return None
+    with rc_context(STYLE):
+        figure = Figure(figsize=(6.0, 2.9), layout="constrained")
+        axes = figure.add_subplot()
+        lines = _curves(axes, panel.left, history, COLOURS, "-")
+        axes.set_ylabel(panel.unit)
+        _scale(axes, panel)
+        if panel.right:
+            other = axes.twinx()
+            lines += _curves(other, panel.right, history, COLOURS[len(panel.left) :], "--")
+            other.set_ylabel(panel.right_unit)
+            other.grid(False)
+            _scale(other, panel)
+        lines += _events(axes, history.events)
+        axes.set_xlabel("step")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        figure.legend(handles=lines, loc="outside upper left", ncols=len(lines), frameon=False, fontsize=8)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    image = "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return Plot(panel.title, panel.caption, image)
+
+
+def _curves(
+    axes: Axes, names: tuple[str, ...], history: History, colours: tuple[str, ...], style: str
+) -> list[Line2D]:
+    """One line per measurement that was recorded; the first lies on top, where terms equal their sum."""
+    lines = []
+    for rank, (name, colour) in enumerate(zip(names, colours, strict=False)):
+        steps, values = history.series(name)
+        if steps:
+            marker = "o" if len(steps) < 3 else None
+            lines += axes.plot(
+                steps, values, style, color=colour, label=_label(name), marker=marker, zorder=3 - rank / 10
+            )
+    return lines
+
+
+def _label(name: str) -> str:
+    """``student_effective_rank`` -> ``student``, ``loss_regression`` -> ``regression``, others in words."""
+    for suffix in ("_effective_rank", "_spread"):
+        name = name.removesuffix(suffix)
+    return {"lr": "learning rate", "ema_decay": "EMA decay", "memory_gib": "memory"}.get(
+        name, name.removeprefix("loss_").removesuffix("_share").replace("tflops", "TFLOP").replace("_", " ")
+    )
+
+
+def _scale(axes: Axes, panel: Panel) -> None:
+    drawn = [float(value) for line in axes.get_lines() for value in line.get_ydata() if math.isfinite(value)]
+    if panel.may_be_log and drawn and 0 < LOG_SCALE_RATIO * min(drawn) < max(drawn):
+        axes.set_yscale("log")
+    elif panel.from_zero and drawn and max(drawn) > 0:
+        axes.set_ylim(0, 1.08 * max(drawn))
+
+
+def _events(axes: Axes, events: list[Record]) -> list[Line2D]:
+    """Mark resumes and alarms by vertical lines; one legend entry per kind."""
+    entries = []
+    for kind, colour in EVENT_COLOURS.items():
+        steps = [event["step"] for event in events if event.get("event") == kind]
+        marks = [axes.axvline(step, color=colour, linewidth=1, linestyle=":", zorder=1) for step in steps]
+        if marks:
+            marks[0].set_label(kind)
+            entries.append(marks[0])
+    return entries

@@ -1,0 +1,100 @@
+"""The report as HTML: facts, evaluations, plots, events and configuration laid out by templates/report.html."""
+
+import dataclasses
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from deploy.report_figures import draw, panels
+from deploy.report_history import History, Record
+from model.accounting import num_parameters, train_flops_per_sample
+from pretrain.config import RunConfig
+from pretrain.evaluate.comparison import Comparison
+
+
+def render(run: Path, config: RunConfig, history: History, evaluations: dict[str, Comparison]) -> str:
+    """The whole page; it refers to nothing outside itself.
+
+    Args:
+        run: the run directory, for the page's headings.
+        config: the run's configuration.
+        history: what was measured.
+        evaluations: by protocol; may be empty.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("deploy"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    plots = [draw(panel, history) for panel in panels(history)]
+    return environment.get_template("report.html").render(
+        title=config.name,
+        path=run,
+        status=_status(history, config),
+        num_alarms=sum(event.get("event") == "alarm" for event in history.events),
+        facts=_facts(config, history),
+        evaluations=[_evaluation_row(comparison) for comparison in evaluations.values()],
+        plots=[plot for plot in plots if plot],
+        events=[_event_row(event) for event in history.events],
+        config=dataclasses.asdict(config),
+        num_unreadable=history.num_unreadable,
+    )
+
+
+def _status(history: History, config: RunConfig) -> str:
+    step, last = history.train[-1]["step"], history.events[-1].get("event") if history.events else None
+    if last == "done" or step >= config.training.max_steps:
+        return "finished"
+    return f"{'stopped' if last == 'stop' else 'last seen'} at step {step:,} of {config.training.max_steps:,}"
+
+
+def _facts(config: RunConfig, history: History) -> dict[str, str]:
+    """Name and value of what belongs at the top of the page."""
+    step = history.train[-1]["step"]
+    facts = {
+        "steps": f"{step:,} of {config.training.max_steps:,}",
+        "samples seen": f"{step * config.training.global_batch_size:,}",
+        "samples × views / step": f"{config.training.global_batch_size} × {config.model.num_views}",
+        "duration": str(timedelta(seconds=round(history.duration_seconds))),
+        "samples / s (median)": _median(history, "samples_per_second"),
+        "TFLOP / s (median)": _median(history, "tflops_per_second"),
+        "parameters": _in_millions(num_parameters(config.model)),
+        "GFLOP per sample": f"{train_flops_per_sample(config.model) / 1e9:,.3g}",
+        "precision, ZeRO stage": f"{config.precision.dtype}, {config.parallel.zero_stage}",
+    }
+    starts = [event for event in history.events if event.get("event") in ("start", "resume")]
+    if starts and starts[-1].get("hardware"):
+        facts["hardware"] = starts[-1]["hardware"]
+    return facts
+
+
+def _median(history: History, name: str) -> str:
+    values = sorted(history.series(name)[1])
+    return f"{values[len(values) // 2]:,.4g}" if values else "–"
+
+
+def _in_millions(count: int) -> str:
+    return f"{count / 1e6:,.2f} M" if count < 1e8 else f"{count / 1e6:,.0f} M"
+
+
+def _event_row(event: Record) -> dict[str, Any]:
+    time = event.get("time")
+    return {
+        "step": f"{event['step']:,}",
+        "time": datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M:%S UTC") if time else "",
+        "event": event.get("event", ""),
+        "message": event.get("message", ""),
+    }
+
+
+def _evaluation_row(comparison: Comparison) -> dict[str, str]:
+    shares = {name: getattr(comparison, name) for name in ("pixels", "untrained", "trained", "chance")}
+    measured = (
+        f"{comparison.source} of step {comparison.step:,}: {comparison.num_test:,} test images, "
+        f"{comparison.num_bank:,} labelled ones in the bank, {comparison.num_classes} classes"
+    )
+    return {
+        "protocol": comparison.title,
+        "measured": measured,
+        **{name: "–" if share is None else f"{100 * share:.1f} %" for name, share in shares.items()},
+    }
