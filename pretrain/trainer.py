@@ -114,6 +114,11 @@ class Trainer:
         self._log.event(self.state.step, "done", f"{max_steps} steps")
         return "done"
 
+    def close(self) -> None:
+        """End the loader's workers and the log's sinks."""
+        self._loader.close()
+        self._log.close()
+
     def _fetch(self) -> tuple[list[Batch], dict[str, float], bool]:
         """The microbatches of one step, the global counts of its loss terms, and whether any rank was told to stop.
 

@@ -22,12 +22,15 @@ def effective_rank(features: Tensor) -> float:
 
     Args:
         features: (..., D).
+    Returns:
+        nan if any feature is not finite.
     """
-    rows = _sample(features)
-    covariance = torch.cov(rows.T)
+    covariance = torch.cov(_sample(features).T)
+    if not math.isfinite(covariance.sum().item()):
+        return float("nan")
     sigma = torch.linalg.eigvalsh(covariance).clamp_min(0).sqrt()
-    if not math.isfinite(total := sigma.sum().item()) or total == 0:
-        return float("nan") if not math.isfinite(total) else 1.0
+    if sigma.sum().item() == 0:
+        return 1.0
     share = sigma / sigma.sum()
     return float(torch.exp(-torch.special.xlogy(share, share).sum()).item())
 

@@ -1,0 +1,153 @@
+"""Stopping and going on gives the unbroken run: kill, signal, damage; bit for bit on the same layout."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretrain.checkpoint.manifest import Manifest
+from pretrain.checkpoint.store import complete_checkpoints, locate
+from pretrain.checkpoint.weights import FragmentReader
+from tests.distributed.launch import REPOSITORY, free_port, rank_environment, run_ranks, train_records
+
+STEPS = 30
+
+
+def arguments(shards: Path, run_dir: Path, *extra: str) -> list[str]:
+    return [
+        "train",
+        "image-tiny",
+        f"--run-dir={run_dir}",
+        f"--data.path={shards}",
+        f"--training.max-steps={STEPS}",
+        "--training.global-batch-size=8",
+        "--schedule.warmup-steps=3",
+        "--logging.every-steps=1",
+        "--health.every-steps=5",
+        "--checkpoint.every-steps=10",
+        "--checkpoint.keep=10",
+        *extra,
+    ]
+
+
+def tensors(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint: weights, moments, teacher."""
+    checkpoint = run_dir / "checkpoints" / f"step-{step:08d}"
+    reader = FragmentReader(checkpoint)
+    keys = {key for record in reader.manifest.files for key in record.ranges}
+    shapes = reader.manifest.shapes
+    return {key: reader.read(key, 0, torch.Size(shapes[key.split("/", 1)[1]]).numel()) for key in sorted(keys)}
+
+
+def assert_same_run(seen: Path, expected: Path) -> None:
+    """Losses of every step and all tensors at the end are bit-equal."""
+    losses = {record["step"]: record for record in train_records(seen)}
+    for record in train_records(expected):
+        for name in ("loss", "grad_norm", "lr", "ema_decay", "target_spread", "prediction_spread"):
+            assert losses[record["step"]][name] == record[name], (record["step"], name)
+    before, after = tensors(expected, STEPS), tensors(seen, STEPS)
+    assert before.keys() == after.keys()
+    for key, value in before.items():
+        assert torch.equal(after[key], value), key
+    assert Manifest.read(locate(seen)).position == Manifest.read(locate(expected)).position == STEPS * 8
+
+
+@pytest.fixture(scope="module", params=["1:fp32:1", "1:bf16:2", "0:bf16:2", "2:fp32:2"])
+def layout(request: pytest.FixtureRequest) -> tuple[list[str], int]:
+    stage, dtype, num_processes = request.param.split(":")
+    return [f"--parallel.zero-stage={stage}", f"--precision.dtype={dtype}"], int(num_processes)
+
+
+def test_killed_run_goes_on_as_if_nothing_had_happened(
+    tmp_path: Path, digit_shards: Path, layout: tuple[list[str], int]
+) -> None:
+    """SIGKILL in the middle of an interval: the steps since the checkpoint are done again, with the same result."""
+    options, num_processes = layout
+    unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
+    run_ranks("deploy.cli", arguments(digit_shards, unbroken, *options), num_processes)
+    port = free_port()
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "deploy.cli", *arguments(digit_shards, killed, *options)],
+            env=rank_environment(rank, num_processes, port),
+            cwd=REPOSITORY,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for rank in range(num_processes)
+    ]
+    wait_for_step(killed, 12)
+    for process in ranks:
+        process.kill()
+        process.wait()
+    assert [path.name for path in complete_checkpoints(killed)] == ["step-00000010"], "killed too late to prove anything"
+    run_ranks("deploy.cli", arguments(digit_shards, killed, *options), num_processes)
+    assert_same_run(killed, unbroken)
+    assert (killed / "DONE").exists() and not (killed / "RESUME").exists()
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_signal_saves_and_exits_0(tmp_path: Path, digit_shards: Path, name: str) -> None:
+    run_dir = tmp_path / "run"
+    command = arguments(digit_shards, run_dir, "--training.max-steps=100000", "--checkpoint.every-steps=100000")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "deploy.cli", *command],
+        env=rank_environment(0, 1, free_port()),
+        cwd=REPOSITORY,
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for_step(run_dir, 2)
+    os.killpg(process.pid, getattr(signal, name))  # the whole group, as a terminal or SLURM does: workers too
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert (run_dir / "RESUME").exists()
+    last = train_records(run_dir)[-1]["step"]
+    assert Manifest.read(locate(run_dir)).step == last
+
+
+def test_damaged_newest_checkpoint_falls_back_and_says_so(tmp_path: Path, digit_shards: Path) -> None:
+    run_dir = tmp_path / "run"
+    run_ranks("deploy.cli", arguments(digit_shards, run_dir), 1)
+    newest = complete_checkpoints(run_dir)[-1]
+    victim = newest / "rank-00000.safetensors"
+    content = bytearray(victim.read_bytes())
+    content[-100] ^= 1
+    victim.write_bytes(bytes(content))
+    run_ranks("deploy.cli", arguments(digit_shards, run_dir), 1)
+    events = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    messages = [record["message"] for record in events if record["kind"] == "event"]
+    assert any(newest.name in message and "checksum" in message for message in messages)
+    assert any("from step-00000020" in message for message in messages)
+
+
+def test_other_config_is_refused(tmp_path: Path, digit_shards: Path) -> None:
+    run_dir = tmp_path / "run"
+    run_ranks("deploy.cli", arguments(digit_shards, run_dir, "--training.max-steps=4"), 1)
+    process = subprocess.run(
+        [sys.executable, "-m", "deploy.cli", *arguments(digit_shards, run_dir, "--optim.lr=0.5")],
+        env=rank_environment(0, 1, free_port()),
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 2
+    assert len(process.stderr.strip().splitlines()) == 1
+    assert "optim.lr: 0.003 -> 0.5" in process.stderr
+
+
+def wait_for_step(run_dir: Path, step: int, seconds: float = 120) -> None:
+    """Until the run has logged ``step``."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if (run_dir / "metrics.jsonl").exists() and any(r["step"] >= step for r in train_records(run_dir)):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"{run_dir} did not reach step {step}")

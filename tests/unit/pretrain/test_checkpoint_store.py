@@ -1,0 +1,128 @@
+"""Checkpoints on disk: whatever the moment of a kill, the newest whole one is found and no half one is read."""
+
+import math
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pretrain.checkpoint import store
+from pretrain.checkpoint.manifest import FileRecord, Manifest, file_sha256
+from pretrain.checkpoint.weights import FragmentReader, read_run_config, read_weights
+from pretrain.config import write_yaml
+from pretrain.errors import RunError
+from pretrain.recipes.registry import recipe
+
+SHAPES = {"encoder.w": (3, 5), "decoder.w": (4,)}
+
+
+def write(run_dir: Path, step: int, *, dp_size: int = 2, keep: int = 3) -> Path:
+    """A complete checkpoint whose student is ``step + element number``, its teacher the negative of it."""
+    writing = store.begin(run_dir, step)
+    files = []
+    for rank in range(dp_size):
+        tensors, ranges = {}, {}
+        for name, shape in SHAPES.items():
+            numel = math.prod(shape)
+            start, stop = numel * rank // dp_size, numel * (rank + 1) // dp_size
+            value = torch.arange(start, stop, dtype=torch.float32) + step
+            kinds = {"student": value, "exp_avg": value, "exp_avg_sq": value}
+            if name.startswith("encoder"):
+                kinds["teacher"] = -value
+            for kind, tensor in kinds.items():
+                tensors[f"{kind}/{name}"], ranges[f"{kind}/{name}"] = tensor, (start, stop)
+        path = writing / f"rank-{rank:05d}.safetensors"
+        save_file({key: tensor.clone() for key, tensor in tensors.items()}, path)
+        files.append(FileRecord(path.name, path.stat().st_size, file_sha256(path), ranges))
+    Manifest(
+        step=step, position=step * 4, adam_step=step, dp_size=dp_size, zero_stage=1, shapes=SHAPES, files=files
+    ).write(writing)
+    write_yaml(recipe("image-tiny"), writing / "config.yaml")
+    return store.commit(run_dir, writing, step, keep)
+
+
+@pytest.mark.parametrize("dp_size", [1, 2, 3])
+def test_weights_are_whole_whatever_the_cut(tmp_path: Path, dp_size: int) -> None:
+    checkpoint = write(tmp_path, 7, dp_size=dp_size)
+    student = read_weights(checkpoint, "student")
+    assert {name: tuple(value.shape) for name, value in student.items()} == SHAPES
+    torch.testing.assert_close(student["encoder.w"], torch.arange(15.0).view(3, 5) + 7, rtol=0, atol=0)
+    teacher = read_weights(checkpoint, "teacher")
+    assert set(teacher) == {"encoder.w"}
+    torch.testing.assert_close(teacher["encoder.w"], -student["encoder.w"], rtol=0, atol=0)
+    torch.testing.assert_close(
+        FragmentReader(checkpoint).read("exp_avg/encoder.w", 4, 9), torch.arange(4.0, 9.0) + 7, rtol=0, atol=0
+    )
+    assert read_run_config(checkpoint) == recipe("image-tiny")
+
+
+def test_locate_accepts_run_checkpoints_and_step(tmp_path: Path) -> None:
+    first, second = write(tmp_path, 1), write(tmp_path, 2)
+    assert store.locate(tmp_path) == store.locate(tmp_path / "checkpoints") == second
+    assert store.locate(first) == first
+    with pytest.raises(RunError, match="no checkpoint here"):
+        store.locate(tmp_path / "nowhere")
+
+
+def test_retention_keeps_the_newest(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 10):
+        write(tmp_path, step, keep=2)
+    assert [path.name for path in store.complete_checkpoints(tmp_path)] == ["step-00000003", "step-00000010"]
+
+
+def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
+    write(tmp_path, 5)
+    path = write(tmp_path, 5, dp_size=1)
+    assert store.complete_checkpoints(tmp_path) == [path]
+    assert len(Manifest.read(path).files) == 1
+
+
+@pytest.mark.parametrize("harm", ["flip", "truncate", "remove", "manifest", "empty"])
+def test_damage_is_refused_and_an_older_checkpoint_found(tmp_path: Path, harm: str) -> None:
+    older, newer = write(tmp_path, 1), write(tmp_path, 2)
+    victim = newer / "rank-00001.safetensors"
+    content = victim.read_bytes()
+    if harm == "flip":
+        victim.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
+    elif harm == "truncate":
+        victim.write_bytes(content[:-1])
+    elif harm == "remove":
+        victim.unlink()
+    elif harm == "manifest":
+        manifest = newer / "manifest.json"
+        manifest.write_text(manifest.read_text()[:-40])
+    else:
+        shutil.rmtree(newer)
+        newer.mkdir()
+    found, refused = store.newest_whole(tmp_path)
+    assert found == older
+    assert len(refused) == 1 and "step-00000002 is damaged" in refused[0]
+
+
+def test_leftovers_of_killed_writers_are_never_read_and_go_away(tmp_path: Path) -> None:
+    whole = write(tmp_path, 1)
+    half = store.begin(tmp_path, 2)
+    (half / "manifest.json").write_text("{}")
+    os.rename(write(tmp_path, 3), tmp_path / "checkpoints" / ".deleting-step-00000003")
+    assert store.complete_checkpoints(tmp_path) == [whole]
+    assert store.newest_whole(tmp_path) == (whole, [])
+    store.begin(tmp_path, 4)
+    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert names == {"step-00000001", ".writing-step-00000004", "latest"}
+
+
+def test_foreign_and_future_manifests(tmp_path: Path) -> None:
+    path = write(tmp_path, 1) / "manifest.json"
+    text = path.read_text()
+    path.write_text(text.replace('"version": 1', '"version": 2', 1))
+    with pytest.raises(RunError, match="format version 2"):
+        Manifest.read(path.parent)
+    path.write_text(text.replace("data2vec-scale/checkpoint", "other"))
+    with pytest.raises(RunError, match="not a data2vec-scale checkpoint"):
+        Manifest.read(path.parent)
+    path.unlink()
+    with pytest.raises(RunError, match="complete checkpoint"):
+        Manifest.read(path.parent)
