@@ -26,6 +26,8 @@ def main(argv: list[str]) -> int:
         protocol = protocols.knn(num_neighbours=arguments.k, temperature=arguments.temperature)
     else:
         protocol = protocols.probe(l2=arguments.l2)
+    if arguments.json:
+        read_evaluations(arguments.json)  # a wrong file is named now, not after the work
     (comparison,) = compare(
         arguments.checkpoint,
         arguments.bank,
@@ -63,13 +65,15 @@ def write_evaluations(path: Path, comparisons: Sequence["Comparison"]) -> None:
     ``d2v report`` shows RUN/evaluation.json.
 
     Raises:
-        RunError: if the file exists and is not such a file, or cannot be written.
+        RunError: if the file exists and is not such a file.
+        DataError: if it cannot be written.
     """
-    from deploy.atomic import write_text
+    from data_pipelines.atomic import replacing
 
     evaluations = read_evaluations(path) | {item.protocol: item for item in comparisons}
     content = {name: dataclasses.asdict(item) for name, item in evaluations.items()}
-    write_text(path, json.dumps(content, indent=2) + "\n")
+    with replacing(path) as stream:
+        stream.write((json.dumps(content, indent=2) + "\n").encode())
 
 
 def read_evaluations(path: Path) -> dict[str, "Comparison"]:
@@ -91,14 +95,23 @@ def read_evaluations(path: Path) -> dict[str, "Comparison"]:
 
 def _parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="run directory or one of its checkpoints")
+    shared.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="run directory or one of its checkpoints"
+    )
     shared.add_argument("--bank", required=True, metavar="SHARDS", help="labelled shards to learn from")
     shared.add_argument("--test", required=True, metavar="SHARDS", help="labelled shards to classify")
-    shared.add_argument("--source", choices=("student", "teacher"), default="student", help="default: student")
     shared.add_argument(
-        "--no-baselines", dest="baselines", action="store_false", help="leave out untrained encoder and raw pixels"
+        "--source", choices=("student", "teacher"), default="student", help="default: student"
     )
-    shared.add_argument("--json", type=Path, metavar="FILE", help="add the numbers to FILE, e.g. RUN/evaluation.json")
+    shared.add_argument(
+        "--no-baselines",
+        dest="baselines",
+        action="store_false",
+        help="leave out untrained encoder and raw pixels",
+    )
+    shared.add_argument(
+        "--json", type=Path, metavar="FILE", help="add the numbers to FILE, e.g. RUN/evaluation.json"
+    )
     shared.add_argument("--batch-size", type=int, default=256, help="images encoded at once; default: 256")
     shared.add_argument("--device", help="torch device; default: the accelerator if there is one, else cpu")
 
@@ -109,9 +122,13 @@ def _parser() -> argparse.ArgumentParser:
     kinds = parser.add_subparsers(dest="protocol", required=True, metavar="PROTOCOL")
     knn = kinds.add_parser("knn", parents=[shared], help="k nearest neighbours by cosine similarity")
     knn.add_argument("--k", type=int, default=20, help="neighbours that vote; default: 20")
-    knn.add_argument("--temperature", type=float, default=0.07, help="votes weigh exp(cosine / T); default: 0.07")
+    knn.add_argument(
+        "--temperature", type=float, default=0.07, help="votes weigh exp(cosine / T); default: 0.07"
+    )
     probe = kinds.add_parser("probe", parents=[shared], help="linear probe: multinomial logistic regression")
-    probe.add_argument("--l2", type=float, default=1e-3, help="strength of the weight penalty; default: 0.001")
+    probe.add_argument(
+        "--l2", type=float, default=1e-3, help="strength of the weight penalty; default: 0.001"
+    )
     return parser
 
 
@@ -119,6 +136,10 @@ def _device(name: str | None) -> "torch.device":
     import torch
 
     try:
-        return torch.device(name) if name else torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        return (
+            torch.device(name)
+            if name
+            else torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        )
     except RuntimeError as error:
         raise RunError(f"--device: {name!r} is not a torch device ({str(error).splitlines()[0]})") from error

@@ -6,7 +6,9 @@ from pathlib import Path
 
 def main(argv: list[str]) -> int:
     """Write the page; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="d2v report", description="Write one HTML page about a run, with plots.")
+    parser = argparse.ArgumentParser(
+        prog="d2v report", description="Write one HTML page about a run, with plots."
+    )
     parser.add_argument("run", type=Path, metavar="RUN", help="run directory, as d2v train writes it")
     parser.add_argument("--out", type=Path, help="file to write; default RUN/report.html")
     arguments = parser.parse_args(argv)
@@ -22,9 +24,10 @@ def write_report(run: Path, out: Path) -> None:
     Reads RUN/metrics.jsonl, RUN/config.yaml and, if there, RUN/evaluation.json (written by ``d2v eval --json``).
 
     Raises:
-        RunError: if one of them is missing or unreadable, or the page cannot be written.
+        RunError: if one of them is missing or unreadable.
+        DataError: if the page cannot be written.
     """
-    from deploy.atomic import write_text
+    from data_pipelines.atomic import replacing
     from deploy.evaluate import read_evaluations
     from deploy.report_history import read_history
     from deploy.report_page import render
@@ -32,4 +35,6 @@ def write_report(run: Path, out: Path) -> None:
 
     history = read_history(run / "metrics.jsonl")
     config = read_run_config(run)
-    write_text(out, render(run, config, history, read_evaluations(run / "evaluation.json")))
+    page = render(run, config, history, read_evaluations(run / "evaluation.json"))
+    with replacing(out) as stream:
+        stream.write(page.encode())

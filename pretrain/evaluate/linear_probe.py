@@ -65,7 +65,9 @@ def fit_probe(
         total.backward()
         value = total.item()
         for rows, row_labels in zip(features.split(chunk), labels.split(chunk), strict=True):
-            errors = functional.cross_entropy(rows @ weight.T + bias, row_labels, reduction="sum") / len(features)
+            errors = functional.cross_entropy(rows @ weight.T + bias, row_labels, reduction="sum") / len(
+                features
+            )
             errors.backward()
             value += errors.item()
         return value

@@ -17,7 +17,9 @@ def test_votes_equal_scikit_learn(digits: Split) -> None:
     predicted = knn_predict(digits.bank, digits.bank_labels, digits.test)
     assert numpy.array_equal(predicted.numpy(), reference.predict(digits.test.numpy()))
     accuracy = knn_accuracy(digits.bank, digits.bank_labels, digits.test, digits.test_labels)
-    assert accuracy == pytest.approx(reference.score(digits.test.numpy(), digits.test_labels.numpy()), abs=1e-12)
+    assert accuracy == pytest.approx(
+        reference.score(digits.test.numpy(), digits.test_labels.numpy()), abs=1e-12
+    )
     assert accuracy > 0.95
 
 

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: written beside their place, synced, renamed."""
+"""A folder that appears whole or not at all: written beside its place, synced, renamed."""
 
 import os
 import shutil
@@ -8,24 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pretrain.errors import RunError
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file, replacing what was there.
-
-    Raises:
-        RunError: if it cannot be written.
-    """
-    temporary = path.parent / f".{path.name}.{os.getpid()}.writing"
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RunError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 @contextmanager

@@ -1,0 +1,180 @@
+"""A checkpoint's encoder as a folder for transformers, compared with our own model before it appears.
+
+OUT/
+    config.json               Data2Vec2Config, with the auto_map that trust_remote_code follows
+    model.safetensors         our tensors under our names (modeling_data2vec2.py says what they are)
+    modeling_data2vec2.py     the model, self-contained
+    preprocessor_config.json  resize, crop and normalise as in evaluation
+    README.md                 model card with the facts of the training
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import jinja2
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoModel
+
+import deploy.export.registration  # noqa: F401  AutoModel below needs it
+from data_pipelines.config import DataConfig, ImageTransformConfig
+from data_pipelines.errors import DataError
+from data_pipelines.loader import labelled_batches
+from deploy.export import modeling_data2vec2
+from deploy.export.folder import new_folder, refuse_occupied
+from deploy.export.modeling_data2vec2 import Data2Vec2Config
+from model.accounting import num_parameters
+from model.config import ModelConfig
+from model.data2vec import Data2Vec
+from pretrain.checkpoint.manifest import Manifest
+from pretrain.checkpoint.store import locate
+from pretrain.checkpoint.weights import read_run_config
+from pretrain.config import RunConfig, to_yaml
+from pretrain.errors import RunError
+from pretrain.evaluate.encoder import Source, trained_encoder
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+TOLERANCE = {"fp32": 0.0, "bf16": 0.1}
+"""Largest difference to our model in the same precision."""
+NUM_COMPARED = 4
+"""Images that are put through both models."""
+
+
+class Parity(NamedTuple):
+    """How far an export is from our own model."""
+
+    difference: float
+    """Largest absolute difference of any output element."""
+    scale: float
+    """Largest absolute output element."""
+    images: str
+    """What was put through both."""
+
+    def __str__(self) -> str:
+        return f"largest difference to our model {self.difference:g}, outputs up to {self.scale:.3g}, on {self.images}"
+
+
+def export(
+    checkpoint: Path, out: Path, *, source: Source = "student", dtype: Literal["fp32", "bf16"] = "fp32"
+) -> Parity:
+    """Write ``out``; nothing appears there unless the reloaded export equals our model.
+
+    Raises:
+        RunError: if the checkpoint cannot be used, ``out`` is occupied, or the outputs differ.
+    """
+    refuse_occupied(out)
+    checkpoint = locate(checkpoint)
+    config = read_run_config(checkpoint)
+    encoder = trained_encoder(checkpoint, source).to(DTYPES[dtype])
+    with new_folder(out) as folder:
+        write_model(encoder, config.model, folder)
+        write_preprocessor(config.data.image, folder)
+        parity = compare(encoder, folder, config)
+        if parity.difference > TOLERANCE[dtype]:
+            raise RunError(
+                f"{out}: not written: {parity}; at most {TOLERANCE[dtype]:g} is allowed in {dtype}"
+            )
+        write_card(folder, config, Manifest.read(checkpoint).step, source, dtype, parity)
+    return parity
+
+
+def write_model(encoder: Data2Vec, config: ModelConfig, folder: Path) -> None:
+    """Write config.json, model.safetensors and the modeling file."""
+    dtype = next(encoder.parameters()).dtype
+    exported = transformers_config(config, dtype)
+    exported.save_pretrained(folder)
+    # Clones: safetensors refuses tensors that share storage.
+    weights = {name: tensor.detach().to(dtype).clone() for name, tensor in encoder.state_dict().items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    shutil.copyfile(modeling_data2vec2.__file__, folder / "modeling_data2vec2.py")
+
+
+def transformers_config(config: ModelConfig, dtype: torch.dtype) -> Data2Vec2Config:
+    """Our configuration in transformers' words."""
+    image, encoder = config.image, config.encoder
+    alibi = image.alibi and {
+        name: getattr(image.alibi, name) for name in ("distance", "per_head", "per_layer")
+    }
+    return Data2Vec2Config(
+        modality="image",
+        hidden_size=encoder.dim,
+        num_hidden_layers=image.prenet_depth + encoder.depth,
+        num_prenet_layers=image.prenet_depth,
+        num_attention_heads=encoder.num_heads,
+        intermediate_size=int(encoder.dim * encoder.mlp_ratio),
+        layer_norm_eps=encoder.norm_eps,
+        initializer_range=encoder.init_std,
+        num_extra_tokens=image.num_extra_tokens,
+        alibi=alibi,
+        image_size=image.image_size,
+        patch_size=image.patch_size,
+        num_channels=image.in_channels,
+        architectures=["Data2Vec2Model"],
+        auto_map={
+            "AutoConfig": "modeling_data2vec2.Data2Vec2Config",
+            "AutoModel": "modeling_data2vec2.Data2Vec2Model",
+        },
+        dtype=dtype,
+    )
+
+
+def write_preprocessor(config: ImageTransformConfig, folder: Path) -> None:
+    """Write preprocessor_config.json: the evaluation transform as transformers' Bit processor does it."""
+    content = {
+        "image_processor_type": "BitImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": config.size},
+        "resample": 3,  # bicubic
+        "do_center_crop": True,
+        "crop_size": {"height": config.size, "width": config.size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(config.mean),
+        "image_std": list(config.std),
+        "do_convert_rgb": config.channels == 3,
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+@torch.no_grad()
+def compare(encoder: Data2Vec, folder: Path, config: RunConfig) -> Parity:
+    """Reload an export through AutoModel and put the same images through it and through our model."""
+    images, origin = _images(config.data, config.model)
+    images = images.to(next(encoder.parameters()).dtype)
+    reloaded = AutoModel.from_pretrained(folder).eval()
+    ours, theirs = encoder.features(images), reloaded(images).last_hidden_state
+    if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+        raise RunError(
+            f"{folder}: exports {theirs.dtype} {tuple(theirs.shape)}, our model {ours.dtype} {tuple(ours.shape)}"
+        )
+    return Parity((ours - theirs).abs().max().item(), ours.abs().max().item(), origin)
+
+
+def _images(data: DataConfig, model: ModelConfig) -> tuple[Tensor, str]:
+    """A few of the run's own images if its data is at hand, else noise; and which of the two."""
+    try:
+        images, _ = next(iter(labelled_batches(data, NUM_COMPARED)))
+        return images, f"{len(images)} images of {data.path}"
+    except DataError:
+        shape = (NUM_COMPARED, model.image.in_channels, model.image.image_size, model.image.image_size)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(0)), f"{NUM_COMPARED} random images"
+
+
+def write_card(folder: Path, config: RunConfig, step: int, source: str, dtype: str, parity: Parity) -> None:
+    """Write README.md: what the encoder is, how to load it, how it was trained."""
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("deploy"), undefined=jinja2.StrictUndefined)
+    card = environment.get_template("model_card.md").render(
+        config=config,
+        config_yaml=to_yaml(config),
+        step=step,
+        num_samples=step * config.training.global_batch_size,
+        source=source,
+        dtype=dtype,
+        parity=parity,
+        num_parameters=num_parameters(config.model, with_decoders=False),
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")

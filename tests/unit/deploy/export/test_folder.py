@@ -1,0 +1,33 @@
+from pathlib import Path
+
+import pytest
+
+from deploy.export.folder import new_folder
+from pretrain.errors import RunError
+
+
+@pytest.mark.parametrize("empty_exists", [False, True])
+def test_folder_appears_whole(tmp_path: Path, empty_exists: bool) -> None:
+    out = tmp_path / "deep" / "export"
+    if empty_exists:
+        out.mkdir(parents=True)
+    with new_folder(out) as folder:
+        (folder / "a").write_text("content")
+        assert not (out / "a").exists()
+    assert (out / "a").read_text() == "content"
+    assert list(out.parent.iterdir()) == [out]
+
+
+def test_folder_vanishes_on_error(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), new_folder(tmp_path / "export") as folder:
+        (folder / "a").write_text("content")
+        raise KeyError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_occupied_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for occupied in (tmp_path, tmp_path / "file"):
+        with pytest.raises(RunError, match="exists and is not empty"), new_folder(occupied):
+            raise AssertionError("must not be entered")
+    assert (tmp_path / "file").read_text() == "mine"
