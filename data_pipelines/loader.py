@@ -1,0 +1,228 @@
+"""Loaders: batches from worker processes, the same global batches on any number of ranks and workers."""
+
+import itertools
+import signal
+import time
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from data_pipelines.batching import Batch, ImageBatches, MaskFunction
+from data_pipelines.config import DataConfig
+from data_pipelines.errors import DataError
+from data_pipelines.reader import Reader
+from data_pipelines.transforms.image import image_bytes, load_image
+
+
+def build_loader(
+    config: DataConfig,
+    *,
+    seed: int,
+    mask_function: MaskFunction,
+    dp_rank: int,
+    dp_size: int,
+    microbatch_size: int,
+    num_microbatches: int,
+    position: int = 0,
+    pin_memory: bool = False,
+) -> "Loader":
+    """Open the shards and prepare the endless stream of one rank's microbatches; workers start when it is iterated.
+
+    Step s consumes the positions [s * G, (s + 1) * G) of the order, G = ``dp_size * num_microbatches *
+    microbatch_size``; rank r takes the r-th contiguous share, cut into microbatches.
+
+    Args:
+        config: what to read and how.
+        seed: of the run; keys order, augmentation, masks.
+        mask_function: stream key -> (M, T) bool; runs in the workers.
+        dp_rank: this rank.
+        dp_size: ranks that share a global batch.
+        microbatch_size: samples B per batch.
+        num_microbatches: batches per step of one rank.
+        position: samples of all ranks that earlier steps consumed.
+        pin_memory: deliver in page-locked memory.
+    Raises:
+        DataError: if the shards cannot be used.
+    """
+    reader = Reader(config.path)
+    batches = ImageBatches(reader, config, seed, mask_function)
+    global_batch_size = dp_size * num_microbatches * microbatch_size
+    first = position + dp_rank * num_microbatches * microbatch_size
+    starts = (
+        first + step * global_batch_size + place * microbatch_size
+        for step in itertools.count()
+        for place in range(num_microbatches)
+    )
+    return Loader(
+        _process_loader(
+            lambda start: batches.batch(start, microbatch_size), starts, config, pin_memory=pin_memory
+        ),
+        reader,
+        position=position,
+        num_microbatches=num_microbatches,
+        global_batch_size=global_batch_size,
+        max_bad_samples=config.max_bad_samples,
+    )
+
+
+class Loader:
+    """Batches for ever; where the stream stands; how long the consumer waited."""
+
+    def __init__(
+        self,
+        batches: "DataLoader[Any]",
+        reader: Reader,
+        *,
+        position: int,
+        num_microbatches: int,
+        global_batch_size: int,
+        max_bad_samples: int,
+    ) -> None:
+        """``build_loader`` makes these."""
+        self.position = position
+        """Samples of all ranks that the steps delivered so far consumed: a stream's whole state."""
+        self.wait_seconds = 0.0
+        """Time spent in waiting for batches, cumulative."""
+        self._batches = batches
+        self._iterator: Generator[Any, None, None] | None = None
+        self._reader = reader
+        self._num_microbatches = num_microbatches
+        self._num_delivered = 0
+        self._global_batch_size = global_batch_size
+        self._max_bad_samples = max_bad_samples
+        self._bad_samples: set[str] = set()
+
+    def __iter__(self) -> "Loader":
+        return self
+
+    def __next__(self) -> Batch:
+        """The next microbatch.
+
+        Raises:
+            DataError: when more samples were unusable than the budget allows, or a worker process died.
+        """
+        started = time.perf_counter()
+        if self._iterator is None:
+            self._iterator = _results(self._batches)
+        batch: Batch = next(self._iterator)
+        self.wait_seconds += time.perf_counter() - started
+        self._count_bad(batch)
+        self._num_delivered += 1
+        if self._num_delivered % self._num_microbatches == 0:
+            self.position += self._global_batch_size
+        return batch
+
+    def _count_bad(self, batch: Batch) -> None:
+        self._bad_samples.update(batch.rejected)
+        if len(self._bad_samples) > self._max_bad_samples:
+            raise DataError(
+                f"{batch.rejected[-1]} (unusable sample number {len(self._bad_samples)}, data.max_bad_samples is "
+                f"{self._max_bad_samples}; 'd2v shards verify {self._reader.path}' lists all damage)"
+            )
+
+    def close(self) -> None:
+        """End the worker processes and close the shards."""
+        if self._iterator is not None:
+            self._iterator.close()
+        self._reader.close()
+
+
+def labelled_batches(config: DataConfig, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every sample once, in index order, without augmentation.
+
+    Args:
+        config: what to read and how.
+        batch_size: samples B per batch; the last batch may be smaller.
+    Yields:
+        images (B, C, H, W) float32 and labels (B,) int64.
+    Raises:
+        DataError: if the shards cannot be used, a sample is damaged, or one carries no label.
+    """
+    reader = Reader(config.path)
+
+    def batch(start: int) -> tuple[Tensor, Tensor]:
+        rows = [
+            _labelled(reader, config, sample) for sample in range(start, min(start + batch_size, len(reader)))
+        ]
+        images, labels = zip(*rows, strict=True)
+        return torch.from_numpy(np.stack(images)), torch.tensor(labels)
+
+    yield from _results(_process_loader(batch, range(0, len(reader), batch_size), config))
+    reader.close()
+
+
+def _labelled(reader: Reader, config: DataConfig, sample: int) -> tuple[np.ndarray, int]:
+    stored = reader.read(sample)
+    if stored.label is None:
+        raise DataError(f"{reader.describe(sample)}: carries no label (.cls member), which evaluation needs")
+    try:
+        return load_image(image_bytes(stored.members), config.image), stored.label
+    except DataError as error:
+        raise DataError(f"{reader.describe(sample)}: {error}") from error
+
+
+class _Failure(NamedTuple):
+    """A DataError on its way from a worker process: torch would wrap a raised one into a traceback."""
+
+    message: str
+
+
+class _Computed(Dataset[Any]):
+    """Start position -> batch, or the failure."""
+
+    def __init__(self, function: Callable[[int], Any]) -> None:
+        self._function = function
+
+    def __getitem__(self, start: int) -> Any:
+        try:
+            return self._function(start)
+        except DataError as error:
+            return _Failure(str(error))
+
+
+def _process_loader(
+    function: Callable[[int], Any], starts: Any, config: DataConfig, *, pin_memory: bool = False
+) -> "DataLoader[Any]":
+    """``function`` over ``starts`` in the config's worker processes, results in order."""
+    has_workers = config.num_workers > 0
+    return DataLoader(
+        _Computed(function),
+        batch_size=None,  # a start position stands for a whole batch
+        sampler=starts,
+        num_workers=config.num_workers,
+        prefetch_factor=config.prefetch_batches if has_workers else None,
+        multiprocessing_context="fork" if has_workers else None,  # shares the indices
+        worker_init_fn=_leave_signals_to_parent,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),  # else it draws from the global one: building a loader would change a run
+    )
+
+
+def _results(batches: "DataLoader[Any]") -> Generator[Any, None, None]:
+    """What the workers computed; failures become DataErrors. Closing this generator ends the workers."""
+    iterator = iter(batches)
+    while True:
+        try:
+            result = next(iterator)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise DataError(
+                f"a data worker process died ({' '.join(str(error).split())}); "
+                "out of memory? fewer data.num_workers or data.prefetch_batches need less"
+            ) from error
+        if isinstance(result, _Failure):
+            raise DataError(result.message)
+        yield result
+
+
+def _leave_signals_to_parent(_: int) -> None:
+    """Ctrl-C and batch systems signal the whole process group; the parent decides, and still needs its batches."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,43 @@
+"""What ``data.path`` may say, and the shards that it names."""
+
+import re
+from pathlib import Path
+
+import braceexpand
+
+from data_pipelines.errors import DataError
+from data_pipelines.shards.manifest import check_complete
+
+_URL = re.compile(r"pipe:|[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def expand_path(path: str) -> list[Path]:
+    """Shards in reading order.
+
+    Args:
+        path: a folder (all its .tar files by name), one .tar, or a brace range such as
+            ``train/shard-{000000..000146}.tar``.
+    Raises:
+        DataError: if the path is empty, a URL or a command, or names a shard that does not exist.
+    """
+    if not path:
+        raise DataError("data.path: is empty; give it a folder of shards, one .tar, or a brace range of them")
+    if _URL.match(path):
+        raise DataError(
+            f"data.path: {path!r} is a URL or a command; only local files are read (mount or copy them)"
+        )
+    folder = Path(path)
+    if folder.is_dir():
+        shards = sorted(folder.glob("*.tar"))
+        if not shards:
+            raise DataError(f"{folder}: holds no .tar shards; 'd2v prepare' makes them")
+        check_complete(folder, shards)
+        return shards
+    try:
+        shards = [Path(one) for one in braceexpand.braceexpand(path)]
+    except ValueError as error:
+        raise DataError(f"data.path: {path!r}: {error}") from error
+    for shard in shards:
+        if not shard.is_file():
+            raise DataError(f"{shard}: shard is missing" + (f" (named by {path})" if len(shards) > 1 else ""))
+    return shards
