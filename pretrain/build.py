@@ -180,6 +180,7 @@ def _loader_factory(config: RunConfig, processes: Processes, microbatch_size: in
             microbatch_size=microbatch_size,
             num_microbatches=num_microbatches,
             position=position,
+            pin_memory=torch.cuda.is_available(),
         )
 
     return make

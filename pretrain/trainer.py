@@ -1,7 +1,6 @@
 """The training loop over parts that ``build`` has made."""
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +98,7 @@ class Trainer:
             DataError: when samples are unusable beyond the budget.
         """
         max_steps = self._sections.training.max_steps
-        self._throughput.start(self.state.step)
+        self._throughput.start(self._loader.wait_seconds)
         while self.state.step < max_steps:
             batches, counts, stopping = self._fetch()
             if stopping:
@@ -124,9 +123,7 @@ class Trainer:
 
         One small collective in host memory settles both: all ranks stop at the same step.
         """
-        started = time.perf_counter()
         batches = [next(self._batches) for _ in range(self._num_microbatches)]
-        self._throughput.waited(time.perf_counter() - started)
         local = [self._task.counts(batch) for batch in batches]
         names = list(local[0])
         totals = [float(sum(count[name] for count in local)) for name in names]
@@ -199,7 +196,7 @@ class Trainer:
                     "grad_norm": self._engine.gradient_norm(),
                     "ema_decay": self._decay(),
                     **measured,
-                    **self._throughput.read(step),
+                    **self._throughput.read(step, self._loader.wait_seconds),
                 }
             )
             if not math.isfinite(total):

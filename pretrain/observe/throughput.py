@@ -16,21 +16,17 @@ class Throughput:
         self._num_devices = num_devices
         self._max_steps = max_steps
 
-    def start(self, step: int) -> None:
-        """Start the clock at ``step``."""
+    def start(self, wait_seconds: float) -> None:
+        """Start the clock; ``wait_seconds`` is the time spent waiting for data so far."""
         self._since = time.perf_counter()
-        self._waited_seconds = 0.0
+        self._wait_seconds = wait_seconds
         self._num_steps = 0
-
-    def waited(self, seconds: float) -> None:
-        """Count time in which training stood still for data."""
-        self._waited_seconds += seconds
 
     def end_step(self) -> None:
         """Count one step."""
         self._num_steps += 1
 
-    def read(self, step: int) -> dict[str, float]:
+    def read(self, step: int, wait_seconds: float) -> dict[str, float]:
         """Figures of the interval that ends now at ``step``; starts the next one."""
         seconds = max(time.perf_counter() - self._since, 1e-9)
         per_step = seconds / max(self._num_steps, 1)
@@ -39,11 +35,11 @@ class Throughput:
             "samples_per_second": samples_per_second,
             "tflops_per_second": samples_per_second * self._flops_per_sample / self._num_devices / 1e12,
             "memory_gib": peak_memory_gib(),
-            "data_wait_share": self._waited_seconds / seconds,
+            "data_wait_share": (wait_seconds - self._wait_seconds) / seconds,
             "seconds_per_step": per_step,
             "eta_seconds": (self._max_steps - step) * per_step,
         }
-        self.start(step)
+        self.start(wait_seconds)
         return figures
 
 

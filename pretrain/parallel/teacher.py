@@ -69,7 +69,7 @@ class ShardedTeacher:
     @torch.no_grad()
     def refresh(self) -> None:
         """Start the all-gather that brings the new average into ``module``; ``ready`` waits for it."""
-        self._pending = dist.all_gather_into_tensor(
+        self._pending = dist.all_gather_single(
             self._whole, self.shard.to(self._whole.dtype), group=self._groups.dp_group, async_op=True
         )
 
