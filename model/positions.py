@@ -1,0 +1,50 @@
+"""Fixed positions and distance biases."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+def sincos_2d(grid_size: int, dim: int) -> Tensor:
+    """Fixed 2-D sine-cosine table.
+
+    The first half of the channels encodes the column, the second the row; each half is sines, then cosines
+    (fairseq ``get_2d_sincos_pos_embed``). Computed in float64.
+
+    Returns:
+        (1, grid_size^2, dim) fp32, cells row by row.
+    """
+    omega = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
+    angles = torch.arange(grid_size, dtype=torch.float64)[:, None] * omega
+    table = torch.cat([angles.sin(), angles.cos()], dim=1)
+    columns = table.repeat(grid_size, 1)
+    rows = table.repeat_interleave(grid_size, dim=0)
+    return torch.cat([columns, rows], dim=1).float().unsqueeze(0)
+
+
+def alibi_slopes(num_heads: int) -> Tensor:
+    """ALiBi's slope per head: geometric for powers of two, else filled with every second slope of the next power.
+
+    Returns:
+        (num_heads,) fp32.
+    """
+    power = 2 ** math.floor(math.log2(num_heads))
+    slopes = [2.0 ** (-8 * (head + 1) / power) for head in range(power)]
+    between = [2.0 ** (-8 * (head + 1) / (2 * power)) for head in range(0, 2 * power, 2)]
+    return torch.tensor(slopes + between[: num_heads - power])
+
+
+def alibi_2d(num_heads: int, grid_size: int, distance: Literal["manhattan", "euclidean"]) -> Tensor:
+    """Distance bias between all pairs of grid cells.
+
+    Returns:
+        (num_heads, T, T) fp32 with T = grid_size^2: ``-slope * distance``.
+    """
+    cells = torch.arange(grid_size**2)
+    rows, columns = cells // grid_size, cells % grid_size
+    down = (rows[:, None] - rows).abs().float()
+    across = (columns[:, None] - columns).abs().float()
+    lengths = down + across if distance == "manhattan" else (down.square() + across.square()).sqrt()
+    return -alibi_slopes(num_heads)[:, None, None] * lengths
