@@ -7,7 +7,6 @@ Together the CRCs cover every byte of the shard exactly once: one per member, an
 
 import json
 import re
-import tarfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +17,12 @@ from numpy.typing import NDArray
 
 from data_pipelines.atomic import replacing
 from data_pipelines.errors import DataError
+from data_pipelines.shards.tar import regular_members
 
 FORMAT = "data2vec-scale shard index"
 VERSION = 1
 LABEL_EXTENSION = "cls"
 _CHUNK_BYTES = 8 << 20
-_BLOCK_BYTES = 512
-_END_BLOCKS = 2
 _MAX_LABEL_BYTES = 20
 _CHECKSUM = b', "crc32": '
 # webdataset.tariterators: a name up to the first dot of its last part is the key, the rest the extension;
@@ -192,44 +190,19 @@ def _crc32_of(stream: BinaryIO, num_bytes: int, crc32: int) -> int:
 
 
 def _walk(shard: Path, stream: BinaryIO) -> list[tuple[str, dict[str, tuple[int, int]]]]:
-    """Samples as (key, extension -> (offset, size)), grouped as webdataset does.
-
-    ``tarfile`` takes a damaged header for the end of the archive, so the end mark is checked here.
-    """
+    """Samples as (key, extension -> (offset, size)), grouped as webdataset does."""
     samples: list[tuple[str, dict[str, tuple[int, int]]]] = []
-    try:
-        archive = tarfile.open(fileobj=stream, mode="r:")  # noqa: SIM115 (the stream is the caller's)
-        while (member := archive.next()) is not None:
-            archive.members = []  # type: ignore[attr-defined]  # it would keep every header
-            name = _NAME.fullmatch(member.name)
-            if not member.isreg() or _METADATA.match(member.name) or name is None:
-                continue
-            if member.issparse():
-                raise DataError(f"{shard}: {member.name!r} is a sparse file, which cannot be read at random")
-            key, extension = name[1], name[2].lower()
-            if not samples or samples[-1][0] != key:
-                samples.append((key, {}))
-            if extension in samples[-1][1]:
-                raise DataError(f"{shard}: sample {key!r} has two members .{extension}")
-            samples[-1][1][extension] = (member.offset_data, member.size)
-    except tarfile.TarError as error:
-        raise DataError(f"{shard}: not a whole tar archive ({error})") from error
-    _check_end(shard, stream, archive.offset)
+    for member in regular_members(shard, stream):
+        name = _NAME.fullmatch(member.name)
+        if name is None or _METADATA.match(member.name):
+            continue
+        key, extension = name[1], name[2].lower()
+        if not samples or samples[-1][0] != key:
+            samples.append((key, {}))
+        if extension in samples[-1][1]:
+            raise DataError(f"{shard}: sample {key!r} has two members .{extension}")
+        samples[-1][1][extension] = (member.offset_data, member.size)
     return samples
-
-
-def _check_end(shard: Path, stream: BinaryIO, position: int) -> None:
-    size = stream.seek(0, 2)
-    stream.seek(position)
-    num_zeros = 0
-    while chunk := stream.read(_CHUNK_BYTES):
-        if chunk.strip(b"\0"):
-            raise DataError(f"{shard}: damaged tar header at byte {position:,}")
-        num_zeros += len(chunk)
-    if num_zeros < _END_BLOCKS * _BLOCK_BYTES:
-        raise DataError(
-            f"{shard}: no end mark after {size:,} bytes: cut short, or never closed by its writer"
-        )
 
 
 def _label(stream: BinaryIO, members: dict[str, tuple[int, int]]) -> int:

@@ -1,0 +1,180 @@
+"""Image files, loose or in tar archives -> shards. The original bytes are kept, nothing is encoded again."""
+
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from data_pipelines.errors import DataError
+from data_pipelines.prepare.folder import Plan, Rejected
+from data_pipelines.shards.tar import regular_members
+from data_pipelines.shards.writer import Stored
+from data_pipelines.transforms.image import check_image
+
+_MAX_FILE_BYTES = 256 << 20
+_TAR_OVERHEAD_BYTES = 1024  # header and padding of a member, about
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+
+
+class Found(NamedTuple):
+    """A file in the source, before it gets a key."""
+
+    name: str
+    """For people: relative to the source; inside a tar as TAR:MEMBER."""
+    parts: tuple[str, ...]
+    """Path that the key is made from, class first."""
+    class_name: str | None
+    file: str
+    offset: int
+    size: int
+
+
+class Candidate(NamedTuple):
+    """A file that becomes a sample if it is a whole image."""
+
+    key: str
+    label: int
+    """-1 for none."""
+    name: str
+    file: str
+    offset: int
+    size: int
+
+
+def plan_images(
+    source: Path, out: Path, *, shard_size_bytes: int, max_samples_per_shard: int, max_pixels: int
+) -> Plan:
+    """What to write for the images of a source; nothing is decoded yet.
+
+    Args:
+        source: a folder of one folder per class (or of images without classes); a tar of the same; or a folder of
+            tars, each of which is a class. Labels are positions in the sorted class names.
+        out: the folder of shards.
+        shard_size_bytes: a shard is closed before it grows beyond this (source bytes; one larger file still fits).
+        max_samples_per_shard: and when it has so many.
+        max_pixels: images with more will be rejected.
+    Raises:
+        DataError: if the source cannot be used.
+    """
+    if not source.exists():
+        raise DataError(f"{source}: does not exist")
+    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+        raise DataError(f"{out}: lies inside the source {source}; choose a folder outside of it")
+    try:
+        found = _find(source)
+    except OSError as error:
+        raise DataError(f"{error.filename or source}: cannot be read: {error.strerror}") from error
+    classes = sorted({one.class_name for one in found if one.class_name is not None})
+    candidates = _candidates(found, classes)
+    options = f"shard size {shard_size_bytes}, {max_samples_per_shard} samples, {max_pixels} pixels"
+    digest = hashlib.sha256(f"images 1: {options}".encode())
+    for one in candidates:
+        digest.update(f"\n{one.key!r} {one.label} {one.size} {one.name!r}".encode())
+    return Plan(
+        kind="images",
+        made_from=f"{source} ({options})",
+        fingerprint=digest.hexdigest(),
+        classes=classes,
+        shards=_cut(candidates, shard_size_bytes, max_samples_per_shard),
+        make=lambda some: (_sample(one, max_pixels) for one in some),
+    )
+
+
+def _find(source: Path) -> list[Found]:
+    """All files of a source in a fixed order."""
+    if source.is_file():
+        return _in_tars([source])
+    tars = sorted(source.glob("*.tar"))
+    compressed = [path for path in sorted(source.iterdir()) if path.name.endswith(_COMPRESSED)]
+    if compressed:
+        raise DataError(f"{compressed[0]}: compressed archives cannot be read at random; decompress it first")
+    if tars:
+        return _in_tars(tars)
+    found = []
+    for folder, folders, names in os.walk(source, followlinks=True):
+        folders.sort()
+        for name in sorted(names):
+            path = Path(folder, name)
+            if path.is_file():
+                relative = path.relative_to(source)
+                class_name = relative.parts[0] if len(relative.parts) > 1 else None
+                size = path.stat().st_size
+                found.append(Found(str(relative), relative.parts, class_name, str(path), 0, size))
+    return found
+
+
+def _in_tars(tars: Sequence[Path]) -> list[Found]:
+    """Files in archives. Several archives are one class each; in a single one the folder of a file is its class."""
+    found = []
+    for path in tars:
+        if path.name.endswith(_COMPRESSED):
+            raise DataError(f"{path}: compressed archives cannot be read at random; decompress it first")
+        with path.open("rb") as stream:
+            for member in regular_members(path, stream):
+                *folders, base = member.name.split("/")
+                class_name = (
+                    path.stem if len(tars) > 1 else next((one for one in folders[-1:] if one != "."), None)
+                )
+                parts = (class_name, base) if class_name else (base,)
+                name = f"{path.name}:{member.name}"
+                found.append(Found(name, parts, class_name, str(path), member.offset_data, member.size))
+    return sorted(found, key=lambda one: (one.class_name or "", one.name))
+
+
+def _candidates(found: list[Found], classes: list[str]) -> list[Candidate]:
+    """Give every file a label and a key of its own."""
+    labels = {name: label for label, name in enumerate(classes)}
+    taken: set[str] = set()
+    candidates = []
+    for one in found:
+        plain = key = "/".join(_key_part(part) for part in (*one.parts[:-1], one.parts[-1].partition(".")[0]))
+        number = 1
+        while key in taken:
+            number += 1
+            key = f"{plain}-{number}"
+        taken.add(key)
+        label = labels[one.class_name] if one.class_name is not None else -1
+        candidates.append(Candidate(key, label, one.name, one.file, one.offset, one.size))
+    return candidates
+
+
+def _key_part(part: str) -> str:
+    """A name without dots (webdataset cuts keys there), and not one that looks like webdataset's __metadata__."""
+    return re.sub(r"[^\w-]+", "_", part).strip("_") or "x"
+
+
+def _cut(candidates: list[Candidate], shard_size_bytes: int, max_samples: int) -> list[Sequence[Candidate]]:
+    """Shards by source size, so that which sample goes where is known before anything is decoded."""
+    shards: list[Sequence[Candidate]] = []
+    start = size = 0
+    for number, one in enumerate(candidates):
+        cost = one.size + 2 * _TAR_OVERHEAD_BYTES  # the image and its label
+        if number > start and (size + cost > shard_size_bytes or number - start == max_samples):
+            shards.append(candidates[start:number])
+            start, size = number, 0
+        size += cost
+    if start < len(candidates):
+        shards.append(candidates[start:])
+    return shards
+
+
+def _sample(one: Candidate, max_pixels: int) -> Stored | Rejected:
+    if one.size > _MAX_FILE_BYTES:
+        return Rejected(one.name, f"{one.size:,} bytes are more than the cap of {_MAX_FILE_BYTES:,}")
+    try:
+        with open(one.file, "rb") as stream:
+            stream.seek(one.offset)
+            data = stream.read(one.size)
+    except OSError as error:
+        return Rejected(one.name, f"cannot be read: {error.strerror}")
+    if len(data) != one.size:
+        return Rejected(one.name, "became shorter while it was read")
+    try:
+        members = {check_image(data, max_pixels): data}
+    except DataError as error:
+        return Rejected(one.name, str(error))
+    if one.label >= 0:
+        members["cls"] = str(one.label).encode()
+    return Stored(one.key, members)

@@ -1,0 +1,117 @@
+"""``d2v prepare KIND ...``: raw files -> shards with an index."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_pipelines.config import ImageTransformConfig
+from deploy.progress import Progress, counted, readable_bytes
+
+if TYPE_CHECKING:
+    from data_pipelines.shards.manifest import DatasetManifest
+
+_MIB = 1 << 20
+
+
+def main(argv: list[str]) -> int:
+    """Prepare one data set; returns the exit status.
+
+    Raises:
+        DataError: for input or output that cannot be used.
+    """
+    arguments = _parser().parse_args(argv)
+    if arguments.kind == "images":
+        _images(arguments)
+    else:
+        _digits(arguments)
+    return 0
+
+
+def _images(arguments: argparse.Namespace) -> None:
+    from data_pipelines.prepare.folder import write_folder
+    from data_pipelines.prepare.images import plan_images
+
+    plan = plan_images(
+        arguments.source,
+        arguments.out,
+        shard_size_bytes=arguments.shard_size_mb * _MIB,
+        max_samples_per_shard=arguments.max_samples_per_shard,
+        max_pixels=arguments.max_pixels,
+    )
+    with Progress("prepare images", len(plan), "files") as progress:
+        manifest = write_folder(plan, arguments.out, num_workers=arguments.workers, report=progress)
+    _print_summary(arguments.out, manifest)
+
+
+def _digits(arguments: argparse.Namespace) -> None:
+    from data_pipelines.prepare.digits import BANK, PRETRAIN, TEST, plan_digits
+    from data_pipelines.prepare.folder import write_folder
+
+    for split, num_images in ((PRETRAIN, arguments.pretrain), (BANK, arguments.bank), (TEST, arguments.test)):
+        plan = plan_digits(split, num_images, seed=arguments.seed)
+        out = arguments.out / split.name
+        with Progress(f"prepare digits, {split.name}", len(plan), "images") as progress:
+            manifest = write_folder(plan, out, num_workers=arguments.workers, report=progress)
+        _print_summary(out, manifest)
+
+
+def _print_summary(out: Path, manifest: "DatasetManifest") -> None:
+    classes = counted(manifest.num_classes, "class") if manifest.num_classes else "no labels"
+    print(
+        f"{out}: {counted(manifest.num_samples, 'sample')}, {classes}, {readable_bytes(manifest.size_bytes)} "
+        f"in {counted(len(manifest.shards), 'shard')}, {manifest.num_rejected:,} rejected"
+        + (f" (reasons in {out / 'rejected.jsonl'})" if manifest.num_rejected else "")
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="d2v prepare",
+        description="Raw files -> tar shards (WebDataset) with an index beside each. Run again after an interruption: "
+        "finished shards are kept.",
+    )
+    kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
+    workers = argparse.ArgumentParser(add_help=False)
+    workers.add_argument(
+        "--workers",
+        type=_positive,
+        default=len(os.sched_getaffinity(0)),
+        help="processes; default: one per core",
+    )
+    images = kinds.add_parser(
+        "images", parents=[workers], help="image files, one folder per class, or tar archives"
+    )
+    images.add_argument(
+        "source",
+        metavar="SRC",
+        type=Path,
+        help="a folder of one folder per class; or one .tar (the folder of a file is its class); "
+        "or a folder of .tar files, one per class",
+    )
+    images.add_argument("out", metavar="OUT", type=Path, help="folder for the shards")
+    images.add_argument("--shard-size-mb", type=_positive, default=256, help="MiB per shard; default: 256")
+    images.add_argument("--max-samples-per-shard", type=_positive, default=10_000, help="default: 10000")
+    images.add_argument(
+        "--max-pixels",
+        type=_positive,
+        default=ImageTransformConfig().max_pixels,
+        help="images with more are rejected; default: as data.image.max_pixels",
+    )
+    digits = kinds.add_parser(
+        "digits", parents=[workers], help="pages stamped with scikit-learn's handwritten digits"
+    )
+    digits.add_argument("out", metavar="OUT", type=Path, help="folder for OUT/pretrain, OUT/bank, OUT/test")
+    for name, number in (("pretrain", 20_000), ("bank", 4_000), ("test", 2_000)):
+        digits.add_argument(f"--{name}", type=_positive, default=number, help=f"images; default: {number}")
+    digits.add_argument(
+        "--seed", type=int, default=0, help="of the pages (the split by source digit is fixed)"
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
