@@ -69,11 +69,11 @@ class Data2VecTask:
         noise_seeds = [stream_key(self._seed, _NOISE, position, int(sample)) for sample in batch.sample]
         batch = batch.to(self._device, non_blocking=True)
         source = batch.source.to(self._dtype)
-        views = split_views(batch.mask)
+        views = split_views(batch.mask, self._config.image.num_kept)
         with torch.no_grad():
             goal = self._teacher.ready().targets(source)
         student: StudentOutput = self._engine(source, views, self._noise(noise_seeds, views))
-        terms = objective(self._config, student, goal.targets, views, batch.source, self._engine.module)
+        terms = objective(self._config, student, goal.targets, views, batch.source)
         return terms, self._observe(student, goal.targets, goal.encoded, views)
 
     def _noise(self, seeds: list[int], views: Views) -> Tensor:
