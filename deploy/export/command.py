@@ -21,8 +21,11 @@ def main(argv: list[str]) -> int:
     )
     arguments = parser.parse_args(argv)
 
+    from transformers.utils.logging import disable_progress_bar
+
     from deploy.export.huggingface import export
 
+    disable_progress_bar()  # of reloading for the comparison, a matter of milliseconds
     parity = export(arguments.checkpoint, arguments.out, source=arguments.source, dtype=arguments.dtype)
     print(f"export: {arguments.out} ({parity})")
     return 0

@@ -82,6 +82,8 @@ class Attention(nn.Module):
         """Tokens (B, T, D) and bias, None or broadcastable to (B, H, T, T) -> (B, T, D)."""
         per_head = self.qkv(x).unflatten(-1, (self.num_heads, 3, -1))  # (B, T, H, 3, D / H)
         query, key, value = (part.transpose(1, 2) for part in per_head.unbind(3))
+        if bias is not None:
+            bias = bias.to(query.dtype)
         attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         return self.output(attended.transpose(1, 2).flatten(2))
 
@@ -122,6 +124,7 @@ class ImageFrontend(nn.Module):
         super().__init__()
         self.grid_size = config.image_size // config.patch_size
         self.num_heads = config.num_attention_heads
+        self.num_layers = config.num_hidden_layers
         self.num_extra_tokens = config.num_extra_tokens
         self.alibi = config.alibi
         size = config.patch_size
@@ -130,28 +133,34 @@ class ImageFrontend(nn.Module):
         if config.num_extra_tokens:
             self.extra_tokens = nn.Parameter(torch.zeros(1, config.num_extra_tokens, config.hidden_size))
         if config.alibi:
-            num_layers = config.num_hidden_layers if config.alibi["per_layer"] else 1
-            num_heads = config.num_attention_heads if config.alibi["per_head"] else 1
-            self.alibi_scale = nn.Parameter(torch.ones(num_layers, 1, num_heads, 1, 1))
+            layers = config.num_hidden_layers if config.alibi["per_layer"] else 1
+            heads = config.num_attention_heads if config.alibi["per_head"] else 1
+            self.alibi_scale = nn.Parameter(torch.ones(layers, 1, heads, 1, 1))
         self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_prenet_layers))
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Images (B, C, H, W) -> tokens (B, extra + T, D), before the frontend's own blocks."""
-        x = self.patch(pixel_values).flatten(2).transpose(1, 2) + self.positions
+        side = self.grid_size * self.patch.kernel_size[0]
+        if pixel_values.shape[1:] != (self.patch.in_channels, side, side):
+            expected = f"(batch, {self.patch.in_channels}, {side}, {side})"
+            raise ValueError(f"pixel_values: expected {expected}, got {tuple(pixel_values.shape)}")
+        x = self.patch(pixel_values).flatten(2).transpose(1, 2)
+        x = x + self.positions.to(x.dtype)  # transformers keeps buffers in fp32
         if self.num_extra_tokens:
             x = torch.cat([self.extra_tokens.expand(len(x), -1, -1), x], dim=1)
         return self.norm(x)
 
-    def bias(self, layer: int) -> Tensor | None:
-        """Distance bias of a block (frontend's first): None or (1, H, extra + T, extra + T); extra tokens get 0."""
+    def biases(self) -> list[Tensor | None]:
+        """Attention bias of every block, the frontend's first: None, or (1, H, extra + T, extra + T) fp32."""
         if not self.alibi:
-            return None
-        scale = self.alibi_scale[layer if self.alibi["per_layer"] else 0].clamp(min=0)
-        distance = grid_distance(self.grid_size, self.alibi["distance"]).to(scale.device)
-        slopes = torch.tensor(alibi_slopes(self.num_heads), device=scale.device).view(-1, 1, 1)
-        bias = -slopes * distance * scale
-        return functional.pad(bias, (self.num_extra_tokens, 0, self.num_extra_tokens, 0))
+            return [None] * self.num_layers
+        slopes = torch.tensor(alibi_slopes(self.num_heads)).view(-1, 1, 1)
+        distances = -slopes * grid_distances(self.grid_size, self.alibi["distance"])
+        # Extra tokens are at no distance from anything.
+        distances = functional.pad(distances, (self.num_extra_tokens, 0, self.num_extra_tokens, 0))
+        scaled = [distances.to(scale.device) * scale for scale in self.alibi_scale.float().clamp(min=0)]
+        return scaled if self.alibi["per_layer"] else scaled * self.num_layers
 
 
 FRONTENDS = {"image": ImageFrontend}
@@ -220,8 +229,8 @@ class Data2Vec2Model(Data2Vec2PreTrainedModel):
         frontend = self.frontends[self.config.modality]
         x = frontend(pixel_values.to(self.dtype))
         states = [x]
-        for layer, block in enumerate([*frontend.blocks, *self.encoder.blocks]):
-            x = block(x, frontend.bias(layer))
+        for block, bias in zip([*frontend.blocks, *self.encoder.blocks], frontend.biases(), strict=True):
+            x = block(x, bias)
             states.append(x)
         output = BaseModelOutputWithPooling(
             last_hidden_state=x,
@@ -240,7 +249,7 @@ def sincos_positions(grid_size: int, dim: int) -> Tensor:
     return torch.cat([columns, rows], dim=-1).flatten(0, 1).unsqueeze(0).float()
 
 
-def grid_distance(grid_size: int, kind: str) -> Tensor:
+def grid_distances(grid_size: int, kind: str) -> Tensor:
     """Distance between all pairs of patches, (T, T): ``manhattan`` or ``euclidean``."""
     cells = torch.arange(grid_size**2)
     rows, columns = cells // grid_size, cells % grid_size

@@ -65,11 +65,10 @@ def fit_probe(
         total.backward()
         value = total.item()
         for rows, row_labels in zip(features.split(chunk), labels.split(chunk), strict=True):
-            errors = functional.cross_entropy(rows @ weight.T + bias, row_labels, reduction="sum") / len(
-                features
-            )
-            errors.backward()
-            value += errors.item()
+            error = functional.cross_entropy(rows @ weight.T + bias, row_labels, reduction="sum")
+            share = error / len(features)
+            share.backward()
+            value += share.item()
         return value
 
     solver.step(loss_and_gradient)
