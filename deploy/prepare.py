@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_pipelines.config import ImageTransformConfig
+from deploy.arguments import positive_int
 from deploy.progress import Progress, counted, readable_bytes
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     workers = argparse.ArgumentParser(add_help=False)
     workers.add_argument(
         "--workers",
-        type=_positive,
+        type=positive_int,
         default=len(os.sched_getaffinity(0)),
         help="processes; default: one per core",
     )
@@ -90,11 +91,11 @@ def _parser() -> argparse.ArgumentParser:
         "or a folder of .tar files, one per class",
     )
     images.add_argument("out", metavar="OUT", type=Path, help="folder for the shards")
-    images.add_argument("--shard-size-mb", type=_positive, default=256, help="MiB per shard; default: 256")
-    images.add_argument("--max-samples-per-shard", type=_positive, default=10_000, help="default: 10000")
+    images.add_argument("--shard-size-mb", type=positive_int, default=256, help="MiB per shard; default: 256")
+    images.add_argument("--max-samples-per-shard", type=positive_int, default=10_000, help="default: 10000")
     images.add_argument(
         "--max-pixels",
-        type=_positive,
+        type=positive_int,
         default=ImageTransformConfig().max_pixels,
         help="images with more are rejected; default: as data.image.max_pixels",
     )
@@ -103,15 +104,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     digits.add_argument("out", metavar="OUT", type=Path, help="folder for OUT/pretrain, OUT/bank, OUT/test")
     for name, number in (("pretrain", 20_000), ("bank", 4_000), ("test", 2_000)):
-        digits.add_argument(f"--{name}", type=_positive, default=number, help=f"images; default: {number}")
+        digits.add_argument(f"--{name}", type=positive_int, default=number, help=f"images; default: {number}")
     digits.add_argument(
         "--seed", type=int, default=0, help="of the pages (the split by source digit is fixed)"
     )
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value

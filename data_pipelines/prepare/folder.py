@@ -10,7 +10,7 @@ from data_pipelines.atomic import remove_leftovers, replacing
 from data_pipelines.errors import DataError
 from data_pipelines.jobs import Advance, Report, run_jobs
 from data_pipelines.shards.index import ShardIndex, index_path, read_index
-from data_pipelines.shards.manifest import NAME, DatasetManifest, read_manifest
+from data_pipelines.shards.manifest import NAME, DatasetManifest, read_manifest, write_classes
 from data_pipelines.shards.writer import Stored, write_shard
 
 
@@ -58,7 +58,7 @@ def write_folder(plan: Plan, out: Path, *, num_workers: int, report: Report) -> 
     if manifest.complete:
         return manifest
     if plan.classes:
-        _write_json(out / "classes.json", plan.classes)
+        write_classes(out, plan.classes)
 
     def finish_shard(job: int, advance: Advance) -> tuple[int, int, list[Rejected]]:
         index, rejected = _finish_shard(plan, job, out / manifest.shards[job], advance)
@@ -134,8 +134,3 @@ def _finish_shard(plan: Plan, job: int, shard: Path, advance: Advance) -> tuple[
                 yield one
 
     return write_shard(shard, samples()), rejected
-
-
-def _write_json(path: Path, value: Any) -> None:
-    with replacing(path) as stream:
-        stream.write((json.dumps(value, indent=1) + "\n").encode())

@@ -121,36 +121,52 @@ def write_index(shard: Path, index: ShardIndex) -> None:
 
 
 def read_index(shard: Path) -> ShardIndex:
-    """Read and check the index of a shard, and that the shard has the size it describes.
+    """Read the index of a shard, and see that the shard has the size it describes.
 
     Raises:
-        DataError: if shard or index is missing, damaged, or they do not belong together; names the fix.
+        DataError: if shard or index is missing or damaged, or they do not belong together; names the fix.
     """
-    path = index_path(shard)
-    rebuild = f"'d2v shards index {shard}' makes a new one"
     try:
         size = shard.stat().st_size
     except OSError as error:
         raise DataError(f"{shard}: shard is missing or unreadable ({error.strerror}); restore it") from error
+    index = read_index_alone(shard)
+    if size != index.shard_size_bytes:
+        raise DataError(
+            f"{shard}: has {size:,} bytes, its index says {index.shard_size_bytes:,}: cut short or replaced; "
+            f"restore it, or if it is right {_rebuild(shard)}"
+        )
+    return index
+
+
+def read_index_alone(shard: Path) -> ShardIndex:
+    """Read the index of a shard without a look at the shard.
+
+    Raises:
+        DataError: if it is missing or damaged; names the fix.
+    """
+    path = index_path(shard)
     try:
         text = path.read_bytes()
     except FileNotFoundError:
-        raise DataError(f"{path}: index is missing; {rebuild}") from None
+        raise DataError(f"{path}: index is missing; {_rebuild(shard)}") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     body, found, checksum = text.rpartition(_CHECKSUM)
     if not found or checksum != b"%d}\n" % zlib.crc32(body):
-        raise DataError(f"{path}: index is damaged; check the shard against another copy, then {rebuild}")
-    try:
-        index = _parse(json.loads(text))
-    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
-        raise DataError(f"{path}: not an index that this version reads ({error}); {rebuild}") from error
-    if size != index.shard_size_bytes:
         raise DataError(
-            f"{shard}: has {size:,} bytes, its index says {index.shard_size_bytes:,}: cut short or replaced; "
-            f"restore it, or if it is right {rebuild}"
+            f"{path}: index is damaged; check the shard against another copy, then {_rebuild(shard)}"
         )
-    return index
+    try:
+        return _parse(json.loads(text))
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise DataError(
+            f"{path}: not an index that this version reads ({error}); {_rebuild(shard)}"
+        ) from error
+
+
+def _rebuild(shard: Path) -> str:
+    return f"'d2v shards index --force {shard}' makes a new one"
 
 
 def checksums(
@@ -163,7 +179,7 @@ def checksums(
         spans: columns of (offset, size); spans must not overlap, offset -1 means none.
     """
     crcs = [np.zeros(len(offset), dtype=np.int64) for offset, _ in spans]
-    order = sorted(
+    in_file_order = sorted(
         (int(start), int(size), column, row)
         for column, (offset, sizes) in enumerate(spans)
         for row, (start, size) in enumerate(zip(offset, sizes, strict=True))
@@ -172,7 +188,7 @@ def checksums(
     end = stream.seek(0, 2)
     stream.seek(0)
     frame_crc32 = position = 0
-    for start, size, column, row in order:
+    for start, size, column, row in in_file_order:
         frame_crc32 = _crc32_of(stream, start - position, frame_crc32)
         crcs[column][row] = _crc32_of(stream, size, 0)
         position = start + size

@@ -8,6 +8,7 @@ from data_pipelines.atomic import replacing
 from data_pipelines.errors import DataError
 
 NAME = "dataset.json"
+CLASSES = "classes.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,3 +73,21 @@ def check_complete(folder: Path, shards: list[Path]) -> None:
         raise DataError(
             f"{folder / missing[0]}: shard is missing (listed in {NAME}); restore or prepare it again"
         )
+
+
+def write_classes(folder: Path, classes: list[str]) -> None:
+    """Write the class names in the order of their labels.
+
+    Raises:
+        DataError: if the file cannot be written.
+    """
+    with replacing(folder / CLASSES) as stream:
+        stream.write((json.dumps(classes, indent=1) + "\n").encode())
+
+
+def read_classes(folder: Path) -> dict[int, str]:
+    """Class names by label, as far as a folder tells them."""
+    try:
+        return dict(enumerate(map(str, json.loads((folder / CLASSES).read_text(encoding="utf-8")))))
+    except (OSError, ValueError, TypeError):
+        return {}

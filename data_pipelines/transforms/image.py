@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from data_pipelines.config import ImageTransformConfig
 from data_pipelines.errors import DataError
@@ -160,6 +160,9 @@ def _decoding() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
+    except UnidentifiedImageError as error:  # its message holds a memory address
+        raise DataError("not a JPEG, PNG or WebP image") from error
     except Exception as error:
-        reason = " ".join(str(error).split()).replace("<_io.BytesIO object", "<bytes") or type(error).__name__
-        raise DataError(f"cannot be decoded as JPEG, PNG or WebP: {reason}") from error
+        raise DataError(
+            f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}"
+        ) from error
