@@ -142,7 +142,6 @@ class Trainer:
             for name, share in shares.items():
                 self._meter.add(name, share)
             self._engine.backward(torch.stack(list(shares.values())).sum())
-        self._meter.end_step()
         lr = schedules.cosine_lr(
             step,
             peak=sections.optim.lr,
@@ -151,6 +150,7 @@ class Trainer:
         )
         eps = schedules.uncorrected_eps(self._engine.adam_step, eps=sections.optim.eps, beta2=sections.optim.betas[1])
         stepped = self._engine.step(lr=lr, eps=eps)
+        self._meter.end_step(counted=stepped)
         self.state.position += sections.training.global_batch_size
         self._lr = lr
         if stepped:

@@ -11,22 +11,30 @@ class LossMeter:
     def __init__(self, device: torch.device) -> None:
         """An empty meter on ``device``."""
         self._device = device
+        self._step: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor] = {}
         self._num_steps = 0
 
     def add(self, name: str, value: Tensor) -> None:
         """Add this rank's share of a term in one microbatch."""
         value = value.detach().double() if self._device.type == "cpu" else value.detach().float()
-        self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._step[name] = self._step[name] + value if name in self._step else value
 
-    def end_step(self) -> None:
-        """Count one step."""
-        self._num_steps += 1
+    def end_step(self, *, counted: bool = True) -> None:
+        """Take the step's microbatches in, or drop them (a skipped step may hold nan)."""
+        if counted:
+            self._num_steps += 1
+            for name, value in self._step.items():
+                self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._step = {}
 
     def read(self, group: dist.ProcessGroup) -> dict[str, float]:
-        """Mean per step of every term over the interval, summed over ranks; empties the meter."""
+        """Mean per step of every term over the interval, summed over ranks; empties the meter.
+
+        At least one step must have counted.
+        """
         names = sorted(self._sums)
-        stacked = torch.stack([self._sums[name] for name in names]) / max(self._num_steps, 1)
+        stacked = torch.stack([self._sums[name] for name in names]) / self._num_steps
         dist.all_reduce(stacked, group=group)
         self._sums, self._num_steps = {}, 0
         return dict(zip(names, stacked.tolist(), strict=True))

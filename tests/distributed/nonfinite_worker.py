@@ -1,0 +1,51 @@
+"""Worker of test_nonfinite: rank 1's images turn to NaN in chosen steps. Prints what happened as JSON (rank 0)."""
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from data_pipelines.batching import Batch
+from pretrain.build import build_trainer
+from pretrain.environment import read_environment
+from pretrain.errors import RunError
+from pretrain.preempt import StopRequest
+from tests.distributed.layout_worker import config
+
+
+def main() -> None:
+    """Arguments: shards, run directory, STAGE:DTYPE, then the batches (counted from 0) that turn to NaN."""
+    shards, run_dir, case, *poisoned = sys.argv[1:]
+    stage, dtype = case.split(":")
+    processes = read_environment(os.environ)
+    run = config(shards, int(stage), dtype)
+    Path(run_dir).mkdir(parents=True, exist_ok=True)
+    trainer = build_trainer(run, Path(run_dir), processes, StopRequest(), resume="never", user_deepspeed=None)
+    fetched = iter(trainer._loader)
+
+    def batches() -> Iterator[Batch]:
+        for number, batch in enumerate(fetched):
+            if processes.rank == 1 and str(number) in poisoned:
+                batch = dataclasses.replace(batch, source=torch.full_like(batch.source, float("nan")))
+            yield batch
+
+    trainer._batches = batches()  # type: ignore[assignment]
+    error = None
+    try:
+        trainer.train()
+    except RunError as caught:
+        error = str(caught)
+    finite = all(bool(torch.isfinite(piece.master).all()) for piece in trainer._engine.fragments)
+    teacher_finite = bool(torch.isfinite(trainer._teacher.shard).all())
+    trainer.close()
+    if processes.rank == 0:
+        result = {"step": trainer.state.step, "position": trainer.state.position, "error": error}
+        print("RESULT", json.dumps(result | {"finite": finite, "teacher_finite": teacher_finite}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""The same short run under ``d2v train`` alone, ``torchrun`` and ``deepspeed``: the same losses."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.launch import REPOSITORY, free_port, train_records
+
+BIN = Path(sys.executable).parent
+LAUNCHERS = {
+    "plain": ([sys.executable, "-m", "deploy.cli"], 1),
+    "torchrun": ([str(BIN / "torchrun"), "--nproc-per-node=2", "--master-port={port}", "-m", "deploy.cli"], 2),
+    "deepspeed": ([str(BIN / "deepspeed"), "--num_gpus=2", "--master_port={port}", "--module", "deploy.cli"], 2),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, digit_shards: Path) -> Path:
+    out = tmp_path_factory.mktemp("launchers")
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    } | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    for name, (command, _) in LAUNCHERS.items():
+        port = str(free_port())
+        process = subprocess.run(
+            [
+                *(part.format(port=port) for part in command),
+                "train",
+                "image-tiny",
+                f"--run-dir={out / name}",
+                f"--data.path={digit_shards}",
+                "--training.max-steps=6",
+                "--training.global-batch-size=8",
+                "--schedule.warmup-steps=2",
+                "--precision.dtype=fp32",
+                "--logging.every-steps=1",
+            ],
+            env=environment,
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        assert process.returncode == 0, f"{name}\n{process.stdout}\n{process.stderr}"
+    return out
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_same_losses(runs: Path, launcher: str) -> None:
+    expected, seen = train_records(runs / "plain"), train_records(runs / launcher)
+    assert [record["step"] for record in seen] == [1, 2, 3, 4, 5, 6]
+    for before, after in zip(expected, seen, strict=True):
+        assert after["loss"] == pytest.approx(before["loss"], rel=1e-5)
+
+
+def test_launchers_agree_to_the_bit(runs: Path) -> None:
+    losses = [[record["loss"] for record in train_records(runs / name)] for name in ("torchrun", "deepspeed")]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_every_launcher_starts_all_ranks(runs: Path, launcher: str) -> None:
+    checkpoint = next((runs / launcher / "checkpoints").glob("step-*"))
+    assert len(list(checkpoint.glob("rank-*.safetensors"))) == LAUNCHERS[launcher][1]

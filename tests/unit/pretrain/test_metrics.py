@@ -1,0 +1,46 @@
+"""Meters and spreads against direct computation."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from pretrain.observe.metrics import LossMeter, spreads
+
+
+@pytest.fixture
+def group(tmp_path: Path) -> Iterator[dist.ProcessGroup]:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
+    assert dist.group.WORLD is not None
+    yield dist.group.WORLD
+    dist.destroy_process_group()
+
+
+def test_spread_is_the_references_variance_metric(group: dist.ProcessGroup) -> None:
+    """fairseq ``compute_var``: mean over channels of sqrt(unbiased variance + 1e-6)."""
+    x = torch.randn(6, 35, 16, generator=torch.Generator().manual_seed(0)) * torch.arange(16) + 100
+    y = torch.zeros(6, 35, 16)
+    seen = spreads({"x": x, "y": y}, group)
+    expected = (x.double().reshape(-1, 16).var(dim=0) + 1e-6).sqrt().mean().item()
+    assert seen["x"] == pytest.approx(expected, rel=1e-9)
+    assert seen["y"] == pytest.approx(1e-3)
+
+
+def test_meter_averages_over_steps_and_empties(group: dist.ProcessGroup) -> None:
+    meter = LossMeter(torch.device("cpu"))
+    for value in (1.0, 2.0, 6.0):
+        meter.add("regression", torch.tensor(value / 2))
+        meter.add("regression", torch.tensor(value / 2))  # two microbatches
+        meter.add("cls", torch.tensor(0.5))
+        meter.end_step()
+    assert meter.read(group) == {"cls": pytest.approx(0.5), "regression": pytest.approx(3.0)}
+    meter.add("regression", torch.tensor(7.0))
+    meter.end_step()
+    assert meter.read(group) == {"regression": pytest.approx(7.0)}
+    meter.add("regression", torch.tensor(float("nan")))
+    meter.end_step(counted=False)
+    meter.add("regression", torch.tensor(3.0))
+    meter.end_step()
+    assert meter.read(group) == {"regression": pytest.approx(3.0)}
