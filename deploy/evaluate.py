@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deploy.arguments import positive_int
 from pretrain.errors import RunError
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     shared.add_argument(
         "--json", type=Path, metavar="FILE", help="add the numbers to FILE, e.g. RUN/evaluation.json"
     )
-    shared.add_argument("--batch-size", type=int, default=256, help="images encoded at once; default: 256")
+    shared.add_argument("--batch-size", type=positive_int, default=256, help="images encoded at once; default: 256")
     shared.add_argument("--device", help="torch device; default: the accelerator if there is one, else cpu")
 
     parser = argparse.ArgumentParser(
@@ -121,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     kinds = parser.add_subparsers(dest="protocol", required=True, metavar="PROTOCOL")
     knn = kinds.add_parser("knn", parents=[shared], help="k nearest neighbours by cosine similarity")
-    knn.add_argument("--k", type=int, default=20, help="neighbours that vote; default: 20")
+    knn.add_argument("--k", type=positive_int, default=20, help="neighbours that vote; default: 20")
     knn.add_argument(
         "--temperature", type=float, default=0.07, help="votes weigh exp(cosine / T); default: 0.07"
     )

@@ -30,6 +30,7 @@ def render(run: Path, config: RunConfig, history: History, evaluations: dict[str
     return environment.get_template("report.html").render(
         title=config.name,
         path=run,
+        started=_last_start(history),
         status=_status(history, config),
         num_alarms=sum(event.get("event") == "alarm" for event in history.events),
         facts=_facts(config, history),
@@ -48,10 +49,16 @@ def _status(history: History, config: RunConfig) -> str:
     return f"{'stopped' if last == 'stop' else 'last seen'} at step {step:,} of {config.training.max_steps:,}"
 
 
+def _last_start(history: History) -> str:
+    """What the run said when it last started or went on: recipe, devices, layout, precision."""
+    starts = [event for event in history.events if event.get("event") in ("start", "resume")]
+    return starts[-1].get("message", "") if starts else ""
+
+
 def _facts(config: RunConfig, history: History) -> dict[str, str]:
     """Name and value of what belongs at the top of the page."""
     step = history.train[-1]["step"]
-    facts = {
+    return {
         "steps": f"{step:,} of {config.training.max_steps:,}",
         "samples seen": f"{step * config.training.global_batch_size:,}",
         "samples × views / step": f"{config.training.global_batch_size} × {config.model.num_views}",
@@ -62,10 +69,6 @@ def _facts(config: RunConfig, history: History) -> dict[str, str]:
         "GFLOP per sample": f"{train_flops_per_sample(config.model) / 1e9:,.3g}",
         "precision, ZeRO stage": f"{config.precision.dtype}, {config.parallel.zero_stage}",
     }
-    starts = [event for event in history.events if event.get("event") in ("start", "resume")]
-    if starts and starts[-1].get("hardware"):
-        facts["hardware"] = starts[-1]["hardware"]
-    return facts
 
 
 def _median(history: History, name: str) -> str:

@@ -47,8 +47,10 @@ def knn_predict(
     Returns:
         (M,) int64.
     Raises:
-        RunError: if the bank holds fewer than ``num_neighbours`` samples.
+        RunError: if the bank holds fewer than ``num_neighbours`` samples or the temperature is not positive.
     """
+    if not temperature > 0:
+        raise RunError(f"--temperature: must be above 0, got {temperature}")
     if not 1 <= num_neighbours <= len(bank):
         raise RunError(f"--k: {num_neighbours} neighbours asked for, the bank has {len(bank)} samples")
     num_classes = int(bank_labels.max()) + 1

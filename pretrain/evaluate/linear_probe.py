@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pretrain.errors import RunError
+
 GRADIENT_TOLERANCE = 1e-5
 """The probe counts as solved when no partial derivative of its mean loss exceeds this."""
 
@@ -46,7 +48,11 @@ def fit_probe(
         l2: strength of the penalty; the bias is free.
         max_iterations: limit of the solver, generous: hundreds suffice.
         chunk: rows whose logits are held at once.
+    Raises:
+        RunError: if ``l2`` is not positive: without a penalty separable classes have no solution.
     """
+    if not l2 > 0:
+        raise RunError(f"--l2: must be above 0, got {l2}")
     num_classes = int(labels.max()) + 1
     weight = features.new_zeros(num_classes, features.shape[1], requires_grad=True)
     bias = features.new_zeros(num_classes, requires_grad=True)

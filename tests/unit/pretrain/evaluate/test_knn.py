@@ -53,6 +53,8 @@ def test_standardise_uses_the_bank(digits: Split) -> None:
     torch.testing.assert_close(test[:, varies], expected[:, varies])
 
 
-def test_more_neighbours_than_samples(digits: Split) -> None:
+def test_settings_that_cannot_work(digits: Split) -> None:
+    with pytest.raises(RunError, match="--temperature: must be above 0, got 0"):
+        knn_predict(digits.bank, digits.bank_labels, digits.test, temperature=0)
     with pytest.raises(RunError, match="--k: 20 neighbours asked for, the bank has 19 samples"):
         knn_predict(digits.bank[:19], digits.bank_labels[:19], digits.test)

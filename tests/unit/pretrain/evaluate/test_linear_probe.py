@@ -1,7 +1,9 @@
 import numpy
+import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from pretrain.errors import RunError
 from pretrain.evaluate.features import standardise
 from pretrain.evaluate.linear_probe import fit_probe, probe_accuracy
 from tests.unit.pretrain.evaluate.conftest import Split
@@ -40,3 +42,8 @@ def test_shuffled_labels_teach_nothing(digits: Split) -> None:
     bank, test = standardise(digits.bank, digits.test)
     shuffled = digits.bank_labels[torch.randperm(1300, generator=torch.Generator().manual_seed(1))]
     assert probe_accuracy(bank, shuffled, test, digits.test_labels) < 0.2
+
+
+def test_no_penalty_is_refused(digits: Split) -> None:
+    with pytest.raises(RunError, match="--l2: must be above 0, got 0"):
+        fit_probe(digits.bank, digits.bank_labels, l2=0.0)
