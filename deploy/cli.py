@@ -1,0 +1,72 @@
+"""``d2v``: finds the sub-command and runs it; imports nothing else first, so that help and signals are instant."""
+
+import difflib
+import importlib
+import importlib.metadata
+import os
+import sys
+
+COMMANDS = {
+    "prepare": ("deploy.prepare", "raw files -> shards with an index"),
+    "shards": ("deploy.shards", "index, describe, verify or preview shards"),
+    "train": ("pretrain.train", "pretrain a recipe; under deepspeed, torchrun or srun on many processes"),
+    "eval": ("deploy.evaluate", "k nearest neighbours or linear probe on frozen features"),
+    "export": ("deploy.export.command", "convert a checkpoint for inference"),
+    "report": ("deploy.report", "one HTML page about a run"),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run ``d2v ARGUMENTS``.
+
+    Returns:
+        The exit status: 0, 2 for bad input (one line on standard error), 130 for Ctrl-C.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = sorted(arguments, key=lambda word: word.startswith("--local_rank="))  # deepspeed puts it first
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    if arguments[0] == "--version":
+        print(f"d2v {importlib.metadata.version('data2vec-scale')}")
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(COMMANDS)}"
+        return _fail(f"unknown command {name!r}; {hint}")
+    try:
+        return int(importlib.import_module(COMMANDS[name][0]).main(rest))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return _fail(f"{error.filename}: {error.strerror}")
+    except ValueError as error:
+        from data_pipelines.errors import DataError
+        from model.config import ConfigError
+        from pretrain.errors import RunError
+
+        if not isinstance(error, ConfigError | DataError | RunError):
+            raise
+        return _fail(str(error))
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    rows = "\n".join(f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items())
+    return f"usage: d2v COMMAND ...\n\ndata2vec 2.0 pretraining at scale\n\n{rows}\n\nd2v COMMAND --help says more."
+
+
+def _fail(message: str) -> int:
+    rank = os.environ.get("RANK", "0")
+    print(f"d2v: error: {'' if rank == '0' else f'[rank {rank}] '}{message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""Being asked to stop: signals set a flag, the trainer acts on it at the next step. No torch."""
+
+import os
+import signal
+from pathlib import Path
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class StopRequest:
+    """Whether, and by which signal, the run was asked to stop."""
+
+    def __init__(self) -> None:
+        """Nothing asked yet."""
+        self.requested: str | None = None
+        """Name of the first signal. Later ones change nothing: the save that follows must not be cut off."""
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """Signal handler."""
+        self.requested = self.requested or signal.Signals(number).name
+
+
+def install() -> StopRequest:
+    """Catch Ctrl-C, SIGTERM and SIGUSR1 (SLURM's early warning) from now on."""
+    stop = StopRequest()
+    for number in SIGNALS:
+        signal.signal(number, stop.receive)
+    return stop
+
+
+def mark(run_dir: Path, *, done: bool) -> None:
+    """Leave RUN/DONE, or RUN/RESUME where the run can go on, for whoever decides about a restart."""
+    made, other = ("DONE", "RESUME") if done else ("RESUME", "DONE")
+    (run_dir / other).unlink(missing_ok=True)
+    temporary = run_dir / f".{made}"
+    temporary.touch()
+    os.replace(temporary, run_dir / made)
