@@ -61,16 +61,14 @@ class Data2Vec(nn.Module):
         Args:
             source: (B, C, H, W).
             views: N = B * M rows.
-            noise: standard normal (N, R, D), order of ``views.removed``; scaled here.
+            noise: (N, R, D) of standard deviation ``decoder.noise_std``, order of ``views.removed``.
             modality: whose frontend and decoder to use.
         """
         frontend = self._frontend(modality)
         tokens = frontend.tokens(source)
         context = frontend.contextualize(tokens, views)
         encoded = self.encoder(context.x, context.bias)
-        full = fill_removed(
-            encoded[:, frontend.num_extra_tokens :], noise * self.config.image.decoder.noise_std, views
-        )
+        full = fill_removed(encoded[:, frontend.num_extra_tokens :], noise, views)
         predicted = self.decoders[modality](self._add_positions(full, views, frontend))
         prediction = predicted.gather(1, views.removed.unsqueeze(-1).expand(-1, -1, predicted.shape[-1]))
         has_pixels = self.config.loss.reconstruction_weight > 0

@@ -1,4 +1,4 @@
-"""Who is this process? RANK > OMPI > SLURM > single, as one pure function of the environment. No torch."""
+"""Who is this process? RANK > OMPI > SLURM > single, as one function of the environment. No torch."""
 
 import re
 import socket
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pretrain.errors import RunError
 
 DEFAULT_PORT = 29_500
-_SLURM_PORTS = range(20_000, 30_000)
+_FIRST_SLURM_PORT, _NUM_SLURM_PORTS = 15_000, 15_000  # below 32768, from where systems take ports for clients
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,15 @@ class Processes:
     """Host of rank 0."""
     master_port: int
     launcher: str
-    """Who started it: ``env`` (torchrun, deepspeed), ``mpi``, ``slurm`` or ``single``."""
+    """Whose variables said so: ``env`` (RANK: torchrun, deepspeed), ``mpi``, ``slurm`` or ``single``."""
 
 
 def read_environment(env: Mapping[str, str]) -> Processes:
     """What the launcher said.
+
+    Pure, but for a single process, which takes a port of this machine that is free now. mpirun inside a SLURM job
+    goes before SLURM: there every rank has SLURM_PROCID 0. A shell inside an allocation has SLURM variables too, but
+    is no task of a step of several, so what is typed there is a single process.
 
     Raises:
         RunError: if variables of one launcher are incomplete or contradict each other; names the variable.
@@ -38,8 +42,8 @@ def read_environment(env: Mapping[str, str]) -> Processes:
         return _checked(_from_env(env))
     if "OMPI_COMM_WORLD_RANK" in env:
         return _checked(_from_mpi(env))
-    if "SLURM_PROCID" in env and "SLURM_STEP_ID" in env and _number(env, "SLURM_NTASKS", 1) > 1:
-        return _checked(_from_slurm(env))  # a shell inside an allocation has no step, and is a single process
+    if "SLURM_PROCID" in env and "SLURM_STEP_ID" in env and _slurm_tasks(env) > 1:
+        return _checked(_from_slurm(env))
     return Processes(0, 1, 0, 1, "127.0.0.1", free_port(), "single")
 
 
@@ -51,78 +55,119 @@ def free_port() -> int:
 
 
 def first_host(nodelist: str) -> str:
-    """The first host of a SLURM node list such as ``gpu[003-005,9],login1``."""
-    match = re.match(r"([^\[,]+)(?:\[(\d+))?([^,\[\]]*\])?", nodelist)
-    if match is None:
-        raise RunError(f"SLURM_JOB_NODELIST: cannot find a host in {nodelist!r}")
-    return match[1] + (match[2] or "")
+    """The first host of a SLURM node list: ``gpu003`` of ``gpu[003-005,9],login1``.
+
+    Raises:
+        RunError: if there is none.
+    """
+    item = re.match(r"(?:[^\[\],\s]|\[\d[^\[\]]*\])+", nodelist)
+    if item is None:
+        raise RunError(f"SLURM_STEP_NODELIST: no host in {nodelist!r}; export MASTER_ADDR=HOST_OF_RANK_0")
+    return re.sub(r"\[(\d+)[^\]]*\]", r"\1", item[0])
+
+
+def tasks_of_node(tasks_per_node: str, node: int) -> int:
+    """Tasks on the ``node``-th machine of a SLURM step: of ``4(x2),3`` the machines 0 and 1 have 4, 2 has 3.
+
+    Raises:
+        RunError: if the text is something else, or too short.
+    """
+    counts: list[int] = []
+    for item in tasks_per_node.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", item.strip())
+        if match is None:
+            raise RunError(
+                f"SLURM_STEP_TASKS_PER_NODE is {tasks_per_node!r}, not like 4(x2),3; start the run with srun"
+            )
+        counts += [int(match[1])] * int(match[2] or 1)
+    if not 0 <= node < len(counts):
+        raise RunError(
+            f"SLURM_NODEID is {node}, but SLURM_STEP_TASKS_PER_NODE {tasks_per_node!r} has {len(counts)} nodes"
+        )
+    return counts[node]
 
 
 def _from_env(env: Mapping[str, str]) -> Processes:
     world_size = _number(env, "WORLD_SIZE")
-    alone = world_size == 1
-    local_size = next((_number(env, name) for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE") if name in env), None)
+    alone = world_size == 1  # needs nobody's address
+    size_name = "LOCAL_WORLD_SIZE" if "LOCAL_WORLD_SIZE" in env else "LOCAL_SIZE"
     return Processes(
         rank=_number(env, "RANK"),
         world_size=world_size,
         local_rank=_number(env, "LOCAL_RANK", 0 if alone else None),
-        local_size=local_size or world_size,
-        master_addr=env.get("MASTER_ADDR", "127.0.0.1") if alone else _text(env, "MASTER_ADDR"),
-        master_port=_number(env, "MASTER_PORT", free_port() if alone else DEFAULT_PORT),
+        local_size=_number(env, size_name, world_size),
+        master_addr=_text(env, "MASTER_ADDR", "127.0.0.1" if alone else None),
+        master_port=free_port() if alone and "MASTER_PORT" not in env else _number(env, "MASTER_PORT", DEFAULT_PORT),
         launcher="env",
     )
 
 
 def _from_mpi(env: Mapping[str, str]) -> Processes:
+    world_size = _number(env, "OMPI_COMM_WORLD_SIZE")
+    local_size = _number(env, "OMPI_COMM_WORLD_LOCAL_SIZE")
     return Processes(
         rank=_number(env, "OMPI_COMM_WORLD_RANK"),
-        world_size=_number(env, "OMPI_COMM_WORLD_SIZE"),
+        world_size=world_size,
         local_rank=_number(env, "OMPI_COMM_WORLD_LOCAL_RANK"),
-        local_size=_number(env, "OMPI_COMM_WORLD_LOCAL_SIZE"),
-        master_addr=_text(env, "MASTER_ADDR"),
+        local_size=local_size,
+        master_addr=_text(env, "MASTER_ADDR", "127.0.0.1" if local_size == world_size else None),
         master_port=_number(env, "MASTER_PORT", DEFAULT_PORT),
         launcher="mpi",
     )
 
 
+def _slurm_tasks(env: Mapping[str, str]) -> int:
+    """Tasks of this step. SLURM_NTASKS can be the whole allocation's, so it only stands in."""
+    return _number(env, "SLURM_STEP_NUM_TASKS", _number(env, "SLURM_NTASKS", 1))
+
+
 def _from_slurm(env: Mapping[str, str]) -> Processes:
-    job = _number(env, "SLURM_JOB_ID")
     nodes = env.get("SLURM_STEP_NODELIST") or _text(env, "SLURM_JOB_NODELIST")
-    tasks = re.match(r"\d+", env.get("SLURM_STEP_TASKS_PER_NODE") or _text(env, "SLURM_TASKS_PER_NODE"))
-    if tasks is None:
-        raise RunError("SLURM_TASKS_PER_NODE: not a number of tasks; start the run with srun")
+    tasks = env.get("SLURM_STEP_TASKS_PER_NODE") or _text(env, "SLURM_TASKS_PER_NODE")
+    attempt = 8 * _number(env, "SLURM_JOB_ID") + _number(env, "SLURM_RESTART_COUNT", 0)
     return Processes(
         rank=_number(env, "SLURM_PROCID"),
-        world_size=_number(env, "SLURM_NTASKS"),
+        world_size=_slurm_tasks(env),
         local_rank=_number(env, "SLURM_LOCALID"),
-        local_size=int(tasks[0]),
+        local_size=tasks_of_node(tasks, _number(env, "SLURM_NODEID")),
         master_addr=env.get("MASTER_ADDR") or first_host(nodes),
-        master_port=_number(env, "MASTER_PORT", _SLURM_PORTS[job % len(_SLURM_PORTS)]),
+        master_port=_number(env, "MASTER_PORT", _FIRST_SLURM_PORT + attempt % _NUM_SLURM_PORTS),
         launcher="slurm",
     )
 
 
+_RANK_AND_SIZE = {
+    "env": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    "mpi": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    "slurm": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
+}
+
+
 def _checked(processes: Processes) -> Processes:
+    rank, size, local_rank = _RANK_AND_SIZE[processes.launcher]
+    fix = f"start the run with one launcher, or unset {rank} to run alone"
     if not 0 <= processes.rank < processes.world_size:
-        raise RunError(
-            f"rank {processes.rank} of a world of {processes.world_size} processes ({processes.launcher}): "
-            "RANK and WORLD_SIZE contradict each other; unset them or start through a launcher"
-        )
-    if not 0 <= processes.local_rank < processes.world_size:
-        raise RunError(f"LOCAL_RANK {processes.local_rank} does not fit a world of {processes.world_size} processes")
+        raise RunError(f"{rank} is {processes.rank}, but {size} is {processes.world_size}: {fix}")
+    if processes.local_size > processes.world_size:
+        raise RunError(f"{processes.local_size} processes on this machine, but {size} is {processes.world_size}: {fix}")
+    if not 0 <= processes.local_rank < processes.local_size:
+        raise RunError(f"{local_rank} is {processes.local_rank}, but {processes.local_size} processes are here: {fix}")
+    if not 0 < processes.master_port < 65_536:
+        raise RunError(f"MASTER_PORT is {processes.master_port}, not a port (1 to 65535)")
     return processes
 
 
-def _text(env: Mapping[str, str], name: str) -> str:
-    if not env.get(name):
-        raise RunError(f"{name} is not set in the environment; start the run with deepspeed, torchrun or srun")
-    return env[name]
+def _text(env: Mapping[str, str], name: str, default: str | None = None) -> str:
+    text = env.get(name) or default
+    if text is None:
+        raise RunError(
+            f"{name} is not set in the environment; export it, or start the run with deepspeed, torchrun or srun"
+        )
+    return text
 
 
 def _number(env: Mapping[str, str], name: str, default: int | None = None) -> int:
-    if default is not None and name not in env:
-        return default
-    text = _text(env, name)
+    text = _text(env, name, None if default is None else str(default))
     try:
         return int(text)
     except ValueError as error:

@@ -77,7 +77,7 @@ class Data2VecTask:
         return terms, self._observe(student, goal.targets, goal.encoded, views)
 
     def _noise(self, seeds: list[int], views: Views) -> Tensor:
-        """Standard normal (N, R, D), each sample's part from its own generator: any layout draws the same."""
+        """Noise (N, R, D) for the decoder, each sample's part from its own generator: any layout draws the same."""
         num_views = views.removed.shape[0] // len(seeds)
         shape = (num_views, views.removed.shape[1], self._config.encoder.dim)
         generator = torch.Generator(self._device)
@@ -85,7 +85,7 @@ class Data2VecTask:
             torch.randn(shape, generator=generator.manual_seed(seed), device=self._device, dtype=self._dtype)
             for seed in seeds
         ]
-        return torch.cat(parts)
+        return torch.cat(parts) * self._config.image.decoder.noise_std
 
     def _observe(self, student: StudentOutput, targets: Tensor, teacher: Tensor, views: Views) -> Observation:
         num_extra = self._config.image.num_extra_tokens

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,8 +106,8 @@ def compare(
 def _features(
     config: RunConfig, path: str, encoders: dict[str, Encode], batch_size: int, device: torch.device
 ) -> Features:
-    batches = labelled_batches(dataclasses.replace(config.data, path=path), batch_size)
-    return extract(encoders, tqdm(batches, desc=f"encode {path}", unit="batch", disable=None), device)
+    with closing(labelled_batches(dataclasses.replace(config.data, path=path), batch_size)) as batches:
+        return extract(encoders, tqdm(batches, desc=f"encode {path}", unit="batch", disable=None), device)
 
 
 def _accuracies(protocol: Protocol, bank: Features, test: Features, device: torch.device) -> dict[str, Any]:

@@ -1,0 +1,58 @@
+"""Goldens are law: the committed case always, all of shared/golden where it lies beside the repository."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from tests.golden import check
+
+HERE = Path(__file__).parent
+SHARED = HERE.parents[2] / "shared" / "golden"
+
+
+def results(directory: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[dict]]:
+    status = check.main([str(directory)])
+    return status, [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_committed_case(capsys: pytest.CaptureFixture[str]) -> None:
+    status, (case,) = results(HERE, capsys)
+    assert status == 0, case["beyond"]
+    assert case["case"] == "image/mini"
+    assert {"targets", "pred_masked", "student.encoder_out", "loss", "loss.cls", "features.x"} <= case["difference"].keys()
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="shared/golden is not beside the repository")
+def test_shared_cases(capsys: pytest.CaptureFixture[str]) -> None:
+    status, cases = results(SHARED, capsys)
+    assert status == 0, [case["beyond"] for case in cases if not case.get("ok", True)]
+    assert {"image/mini", "image/base_tiny"} <= {case["case"] for case in cases if "skipped" not in case}
+
+
+@pytest.mark.parametrize(
+    ("tensor", "quantity"),
+    [
+        ("param.blocks.1.attn.qkv.weight", "student.encoder_out"),
+        ("targets", "targets"),
+        ("grad.modality_encoders.IMAGE.decoder.blocks.0.0.weight", "gradient.decoders.image.layers.0.weight"),
+        ("ema_after1.blocks.0.norm1.bias", "ema_after1.encoder.blocks.0.norm1.bias"),
+    ],
+)
+def test_check_sees_a_changed_tensor(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], tensor: str, quantity: str
+) -> None:
+    (tmp_path / "image").mkdir()
+    shutil.copy(HERE / "image" / "mini.json", tmp_path / "image" / "bent.json")
+    tensors = load_file(HERE / "image" / "mini.safetensors")
+    tensors[tensor] = tensors[tensor] * (1 + 3e-5)
+    save_file(tensors, tmp_path / "image" / "bent.safetensors")
+    status, (case,) = results(tmp_path, capsys)
+    assert status == 1
+    assert quantity in case["beyond"]
+
+
+def test_nothing_to_check_is_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check.main([str(tmp_path)]) == 1
