@@ -3,7 +3,7 @@
 import itertools
 import signal
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -131,7 +131,7 @@ class Loader:
         self._reader.close()
 
 
-def labelled_batches(config: DataConfig, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def labelled_batches(config: DataConfig, batch_size: int) -> Generator[tuple[Tensor, Tensor], None, None]:
     """Every sample once, in index order, without augmentation.
 
     Args:
@@ -205,21 +205,24 @@ def _process_loader(
 def _results(batches: "DataLoader[Any]") -> Generator[Any, None, None]:
     """What the workers computed; failures become DataErrors. Closing this generator ends the workers."""
     iterator = iter(batches)
-    while True:
-        try:
-            result = next(iterator)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise DataError(
-                f"a data worker process died ({' '.join(str(error).split())}); "
-                "out of memory? fewer data.num_workers or data.prefetch_batches need less"
-            ) from error
-        if isinstance(result, _Failure):
-            raise DataError(result.message)
-        yield result
+    try:
+        while True:
+            try:
+                result = next(iterator)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise DataError(
+                    f"a data worker process died ({' '.join(str(error).split())}); "
+                    "out of memory? fewer data.num_workers or data.prefetch_batches need less"
+                ) from error
+            if isinstance(result, _Failure):
+                raise DataError(result.message)
+            yield result
+    finally:
+        del iterator  # an error's traceback keeps this frame alive, and with it workers that nothing else would end
 
 
 def _leave_signals_to_parent(_: int) -> None:

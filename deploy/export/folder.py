@@ -25,8 +25,9 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise RunError(f"{path}: cannot be written: {error.strerror}") from error
     try:
         yield temporary
-        temporary.chmod(0o755)
+        temporary.chmod(0o755)  # mkdtemp and safetensors make theirs private
         for file in temporary.iterdir():
+            file.chmod(0o644)
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
         os.rename(temporary, path)  # replaces an empty folder, refuses any other

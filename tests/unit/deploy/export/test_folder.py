@@ -13,8 +13,10 @@ def test_folder_appears_whole(tmp_path: Path, empty_exists: bool) -> None:
         out.mkdir(parents=True)
     with new_folder(out) as folder:
         (folder / "a").write_text("content")
+        (folder / "a").chmod(0o600)
         assert not (out / "a").exists()
     assert (out / "a").read_text() == "content"
+    assert (out.stat().st_mode & 0o777, (out / "a").stat().st_mode & 0o777) == (0o755, 0o644)
     assert list(out.parent.iterdir()) == [out]
 
 
