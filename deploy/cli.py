@@ -24,19 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     arguments = sorted(arguments, key=lambda word: word.startswith("--local_rank="))  # deepspeed puts it first
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(_help())
-        return 0
-    if arguments[0] == "--version":
-        print(f"d2v {importlib.metadata.version('data2vec-scale')}")
-        return 0
-    name, *rest = arguments
-    if name not in COMMANDS:
-        close = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(COMMANDS)}"
-        return _fail(f"unknown command {name!r}; {hint}")
     try:
-        return int(importlib.import_module(COMMANDS[name][0]).main(rest))
+        return _dispatch(arguments)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -54,6 +43,21 @@ def main(arguments: list[str] | None = None) -> int:
         if not isinstance(error, ConfigError | DataError | RunError):
             raise
         return _fail(str(error))
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help(), flush=True)
+        return 0
+    name, *rest = arguments
+    if name == "--version":
+        print(f"d2v {importlib.metadata.version('data2vec-scale')}")
+        return 0
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(COMMANDS)}"
+        return _fail(f"unknown command {name!r}; {hint}")
+    return int(importlib.import_module(COMMANDS[name][0]).main(rest))
 
 
 def _help() -> str:
