@@ -30,9 +30,12 @@ def install() -> StopRequest:
 
 
 def mark(run_dir: Path, *, done: bool) -> None:
-    """Leave RUN/DONE, or RUN/RESUME where the run can go on, for whoever decides about a restart."""
+    """Leave RUN/DONE, or RUN/RESUME where the run can go on, for whoever decides about a restart.
+
+    The new marker is there before the old one goes: a kill in between leaves both, never neither.
+    """
     made, other = ("DONE", "RESUME") if done else ("RESUME", "DONE")
-    (run_dir / other).unlink(missing_ok=True)
     temporary = run_dir / f".{made}"
     temporary.touch()
     os.replace(temporary, run_dir / made)
+    (run_dir / other).unlink(missing_ok=True)
