@@ -1,21 +1,36 @@
-"""One readable line per log interval; a progress bar on a terminal."""
+"""What a person reads while a run goes on: one line per report, under it a progress bar on a terminal."""
 
 import sys
 from typing import Any
 
 
-def line(metrics: dict[str, Any], total_steps: int) -> str:
-    """A log line: step, loss and its terms, then what tells whether the run is well and how fast it is."""
-    terms = "".join(f" {name.removeprefix('loss_')} {metrics[name]:.3f}" for name in metrics if name.startswith("loss_"))
-    width = len(str(total_steps))
+def train_line(metrics: dict[str, Any]) -> str:
+    """A log interval: loss and its terms, then what tells whether the run is well, then how fast it is."""
+    terms = ", ".join(
+        f"{name.removeprefix('loss_')} {metrics[name]:.4f}" for name in metrics if name.startswith("loss_")
+    )
     return (
-        f"step {metrics['step']:>{width}}/{total_steps}  loss {metrics['loss']:8.4f}{terms}"
+        f"loss {metrics['loss']:8.4f} ({terms})"
         f"  lr {metrics['lr']:.2e}  grad {metrics['grad_norm']:7.3f}  ema {metrics['ema_decay']:.6f}"
-        f"  spread {metrics['target_spread']:.2f}/{metrics['prediction_spread']:.2f}"
-        f"  {metrics['samples_per_second']:7.1f} images/s  {metrics['tflops_per_second']:.3g} TFLOP/s"
-        f"  {metrics['memory_gib']:.2f} GiB  wait {100 * metrics['data_wait_share']:.0f} %"
+        f"  spread of targets {metrics['target_spread']:.3f}, predictions {metrics['prediction_spread']:.3f}"
+        f"  {metrics['samples_per_second']:7.1f} images/s  {metrics['tflops_per_second']:8.3g} TFLOP/s"
+        f"  {metrics['memory_gib']:6.2f} GiB  wait {100 * metrics['data_wait_share']:3.0f} %"
         f"  eta {duration(metrics['eta_seconds'])}"
     )
+
+
+def health_line(figures: dict[str, Any]) -> str:
+    """Effective rank and spread of the features, by whose they are."""
+    parts = []
+    for suffix, title in (("_effective_rank", "effective rank"), ("_spread", "spread")):
+        named = [f"{name.removesuffix(suffix)} {figures[name]:.3g}" for name in figures if name.endswith(suffix)]
+        parts.append(f"{title}: {', '.join(named)}")
+    return "  ".join(parts)
+
+
+def event_line(name: str, message: str) -> str:
+    """Something that happens once; an alarm catches the eye."""
+    return f"{'!!! ALARM' if name == 'alarm' else name}  {message}"
 
 
 def duration(seconds: float) -> str:
@@ -39,7 +54,8 @@ class Console:
     def progress(self, metrics: dict[str, Any]) -> None:
         """Move the bar."""
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {metrics['loss']:.3f}, {metrics['samples_per_second']:.0f} images/s")
+            postfix = f"loss {metrics['loss']:.3f}, {metrics['samples_per_second']:.0f} images/s"
+            self._bar.set_postfix_str(postfix, refresh=False)
             self._bar.update(metrics["step"] - self._bar.n)
 
     def write(self, text: str) -> None:

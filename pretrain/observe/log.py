@@ -1,16 +1,23 @@
 """A run's log: console, log.txt, metrics.jsonl, TensorBoard, W&B; written by rank 0."""
 
 import json
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pretrain.observe.console import Console, line
-from pretrain.observe.sinks import JsonLines, TensorBoard, Wandb
+from pretrain.observe.console import Console, event_line, health_line, train_line
+from pretrain.observe.sinks import JsonLines, TensorBoard, Tracker, Wandb, appended
 from pretrain.sections import LoggingSection
 
 
 class RunLog:
-    """Everything that is reported goes through here; other ranks than the main one only report bad samples."""
+    """Everything that is reported goes through here; other ranks than the main one only report bad samples.
+
+    metrics.jsonl only grows: a run that goes on from an earlier step measures some steps again, and readers take
+    the later line. docs/architecture.md names the fields.
+    """
 
     def __init__(
         self,
@@ -31,65 +38,73 @@ class RunLog:
             is_main: rank 0.
             run_ids: ids under which trackers know the run; a new one is put in.
             first_step: step that the run starts or goes on from.
+        Raises:
+            RunError: if W&B is wanted and cannot be used.
         """
         self._run_dir = run_dir
-        self._total_steps = total_steps
-        self._trackers: list[TensorBoard | Wandb] = []
-        self._console: Console | None = None
+        self._is_main = is_main
         if not is_main:
             return
-        self._console = Console(total_steps, first_step)
+        self._total_steps = total_steps
+        self._last_step = first_step
         self._records = JsonLines(run_dir / "metrics.jsonl")
-        self._text = (run_dir / "log.txt").open("a", encoding="utf-8", buffering=1)
+        self._text = appended(run_dir / "log.txt")
+        self._trackers: list[Tracker] = []
         if logging.tensorboard:
             self._trackers.append(TensorBoard(run_dir, first_step))
         if logging.wandb:
             self._trackers.append(Wandb(run_dir, logging.wandb_project, run_ids))
+        self._console = Console(total_steps, first_step)
 
     def train(self, metrics: dict[str, Any]) -> None:
-        """Report the figures of a log interval (names as in docs/architecture.md)."""
-        if self._console is None:
-            return
-        self._record("train", metrics)
-        self._console.progress(metrics)
-        self._write(line(metrics, self._total_steps))
+        """Report the figures of a log interval."""
+        if self._is_main:
+            self._console.progress(metrics)
+            self._write(metrics["step"], train_line(metrics))
+            self._record("train", metrics)
 
     def health(self, figures: dict[str, Any]) -> None:
         """Report effective ranks and spreads."""
-        if self._console is None:
-            return
-        self._record("health", figures)
-        ranks = {name.removesuffix("_effective_rank"): figures[name] for name in figures if name.endswith("_rank")}
-        self._write("effective rank  " + ", ".join(f"{name} {value:.1f}" for name, value in ranks.items()))
+        if self._is_main:
+            self._write(figures["step"], health_line(figures))
+            self._record("health", figures)
 
     def event(self, step: int, name: str, message: str) -> None:
         """Report something that happens once: start, resume, checkpoint, alarm, stop, done."""
-        if self._console is None:
-            return
-        self._records.write({"kind": "event", "step": step, "event": name, "message": message})
-        self._write(f"{'ALARM' if name == 'alarm' else name}  {message}")
+        if self._is_main:
+            self._records.write({"kind": "event", "step": step, "event": name, "message": message})
+            self._write(step, event_line(name, message))
 
     def quarantine(self, reason: str) -> None:
-        """Note an unusable sample; from any rank, in one append that cannot mix with others."""
+        """Note an unusable sample in quarantine.jsonl; from any rank, in one append that cannot mix with others."""
         with (self._run_dir / "quarantine.jsonl").open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"reason": reason}) + "\n")
+            stream.write(json.dumps({"reason": reason, "time": round(time.time(), 3)}) + "\n")
 
     def close(self) -> None:
         """Close all sinks."""
-        if self._console is None:
-            return
-        for tracker in self._trackers:
-            tracker.close()
-        self._records.close()
-        self._text.close()
-        self._console.close()
+        if self._is_main:
+            for tracker in self._trackers.copy():
+                self._contain(tracker, tracker.close)
+            self._records.close()
+            self._text.close()
+            self._console.close()
 
     def _record(self, kind: str, record: dict[str, Any]) -> None:
         self._records.write({"kind": kind, **record})
-        for tracker in self._trackers:
-            tracker.write(kind, record)
+        for tracker in self._trackers.copy():
+            self._contain(tracker, partial(tracker.write, kind, record))
 
-    def _write(self, text: str) -> None:
-        assert self._console is not None
-        self._console.write(text)
-        self._text.write(text + "\n")
+    def _contain(self, tracker: Tracker, action: Callable[[], None]) -> None:
+        """Give up a tracker that fails, whatever it dies of (W&B's helper process, say): the run is worth more."""
+        try:
+            action()
+        except Exception as error:
+            self._trackers.remove(tracker)
+            reason = f"{type(tracker).__name__} gets no more metrics: {type(error).__name__}: {error}"
+            self.event(self._last_step, "alarm", reason)
+
+    def _write(self, step: int, text: str) -> None:
+        self._last_step = step
+        line = f"step {step:>{len(str(self._total_steps))}}/{self._total_steps}  {text}"
+        self._console.write(line)
+        self._text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")

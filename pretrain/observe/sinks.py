@@ -2,30 +2,53 @@
 
 import json
 import math
-import netrc
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TextIO
+
+from pretrain.errors import RunError
+
+
+class Tracker(Protocol):
+    """Shows metrics elsewhere; a convenience, without which a run can go on."""
+
+    def write(self, kind: str, record: dict[str, Any]) -> None:
+        """Show the numbers of ``record`` at its step, as ``kind/name``."""
+        ...
+
+    def close(self) -> None:
+        """Write what is buffered."""
+        ...
+
+
+def appended(path: Path) -> TextIO:
+    """Open ``path`` to append lines, each written at once.
+
+    A killed process can leave a torn last line; it is ended first, so that it harms no other.
+    """
+    with path.open("ab+") as stream:
+        if stream.tell():
+            stream.seek(-1, os.SEEK_END)
+            if stream.read() != b"\n":
+                stream.write(b"\n")
+    return path.open("a", encoding="utf-8", buffering=1)
 
 
 class JsonLines:
-    """An append-only file of one JSON object per line, whole even after a kill in the middle of one."""
+    """An append-only file of one JSON object per line."""
 
     def __init__(self, path: Path) -> None:
-        """Open ``path``; a torn last line of a killed run is ended first, so that it harms no other."""
-        torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
-        self._stream = path.open("a", encoding="utf-8", buffering=1)
-        if torn:
-            self._stream.write("\n")
+        """Open ``path``; what it holds stays."""
+        self._stream = appended(path)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append a record; numbers that JSON cannot hold (nan, inf) become null."""
+        """Append a record and the time; numbers that JSON cannot hold (nan, inf) become null."""
         safe = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in record.items()
         }
-        self._stream.write(json.dumps(safe | {"time": round(time.time(), 3)}) + "\n")
+        self._stream.write(json.dumps(safe | {"time": round(time.time(), 3)}, allow_nan=False) + "\n")
 
     def close(self) -> None:
         """Close the file."""
@@ -44,7 +67,7 @@ class TensorBoard:
     def write(self, kind: str, record: dict[str, Any]) -> None:
         """Add every number of a record at its step."""
         for name, value in record.items():
-            if name != "step" and isinstance(value, int | float):
+            if name != "step":
                 self._writer.add_scalar(f"{kind}/{name}", value, record["step"])
 
     def close(self) -> None:
@@ -53,22 +76,33 @@ class TensorBoard:
 
 
 class Wandb:
-    """A Weights & Biases run: online if the user is logged in, else offline in RUN/wandb."""
+    """A Weights & Biases run in RUN/wandb: sent if the user is logged in, else kept for ``wandb sync``.
+
+    Steps are W&B's own. After a resume it ignores those that it has; they are done again with the same result.
+    """
 
     def __init__(self, run_dir: Path, project: str, run_ids: dict[str, str]) -> None:
-        """Start, or go on with, the run whose id ``run_ids["wandb"]`` keeps."""
+        """Start the run, or go on with the one whose id is ``run_ids["wandb"]``, where the id is put.
+
+        Raises:
+            RunError: if W&B cannot be used as the environment says.
+        """
         import wandb
 
-        mode = os.environ.get("WANDB_MODE") or ("online" if logged_in(os.environ) else "offline")
-        self._run = wandb.init(
-            project=project,
-            name=run_dir.name,
-            id=run_ids.setdefault("wandb", wandb.util.generate_id()),
-            resume="allow",
-            dir=run_dir,
-            mode=mode,
-            settings=wandb.Settings(silent=True, console="off"),
-        )
+        try:
+            self._run = wandb.init(
+                project=project,
+                name=run_dir.name,
+                id=run_ids.get("wandb"),
+                resume="allow",
+                dir=run_dir,
+                mode=_wandb_mode(),
+                settings=wandb.Settings(silent=True, console="off"),
+            )
+        except (wandb.errors.Error, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise RunError(f"logging.wandb: {reason}; WANDB_MODE=offline logs without W&B's server") from error
+        run_ids["wandb"] = self._run.id
 
     def write(self, kind: str, record: dict[str, Any]) -> None:
         """Log a record at its step."""
@@ -80,11 +114,10 @@ class Wandb:
         self._run.finish()
 
 
-def logged_in(env: Any) -> bool:
-    """Whether W&B would find credentials."""
-    if env.get("WANDB_API_KEY"):
-        return True
-    try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+def _wandb_mode() -> Any:
+    """WANDB_MODE, else online for those who have credentials: W&B by itself would ask for them."""
+    import wandb
+
+    if mode := os.environ.get("WANDB_MODE"):
+        return mode
+    return "online" if os.environ.get("WANDB_API_KEY") or wandb.login(prompt=False) else "offline"
