@@ -17,7 +17,7 @@ from pretrain.checkpoint.state import TrainState
 from pretrain.errors import RunError
 from pretrain.observe import health
 from pretrain.observe.log import RunLog
-from pretrain.observe.metrics import LossMeter, spreads
+from pretrain.observe.metrics import LossMeter, SpreadMeter
 from pretrain.observe.throughput import Throughput
 from pretrain.parallel.groups import ProcessGroups
 from pretrain.parallel.teacher import ShardedTeacher
@@ -85,6 +85,7 @@ class Trainer:
         self._save = save
         self._saved_step: int | None = None
         self._meter = LossMeter(device)
+        self._spread = SpreadMeter()
         self._skipped_in_a_row = 0
         self._lr = 0.0
         self._num_microbatches = sections.training.microbatches(groups.dp_size)[1]
@@ -142,6 +143,9 @@ class Trainer:
             for name, share in shares.items():
                 self._meter.add(name, share)
             self._engine.backward(torch.stack(list(shares.values())).sum())
+            if self._logs_at(step + 1) or self._measures_at(step + 1):
+                self._spread.add("target_spread", seen.target)
+                self._spread.add("prediction_spread", seen.prediction)
         lr = schedules.cosine_lr(
             step,
             peak=sections.optim.lr,
@@ -151,6 +155,8 @@ class Trainer:
         eps = schedules.uncorrected_eps(self._engine.adam_step, eps=sections.optim.eps, beta2=sections.optim.betas[1])
         stepped = self._engine.step(lr=lr, eps=eps)
         self._meter.end_step(counted=stepped)
+        if not stepped:
+            self._spread = SpreadMeter()
         self.state.position += sections.training.global_batch_size
         self._lr = lr
         if stepped:
@@ -177,14 +183,18 @@ class Trainer:
                 "the weights are those of the last good step: look at the learning rate, the data, the precision"
             )
 
+    def _logs_at(self, step: int) -> bool:
+        return step % self._sections.logging.every_steps == 0 or step == self._sections.training.max_steps
+
+    def _measures_at(self, step: int) -> bool:
+        return step % self._sections.health.every_steps == 0
+
     def _report(self, seen: Observation) -> None:
-        step, sections = self.state.step, self._sections
-        logging_step = step % sections.logging.every_steps == 0 or step == sections.training.max_steps
-        health_step = step % sections.health.every_steps == 0
-        if self._skipped_in_a_row or not (logging_step or health_step):
+        step = self.state.step
+        if self._skipped_in_a_row or not (self._logs_at(step) or self._measures_at(step)):
             return
-        measured = spreads({"target_spread": seen.target, "prediction_spread": seen.prediction}, self._groups.dp_group)
-        if logging_step:
+        measured = self._spread.read(self._groups.dp_group)
+        if self._logs_at(step):
             losses = self._meter.read(self._groups.dp_group)
             total = sum(losses.values())
             self._log.train(
@@ -201,7 +211,7 @@ class Trainer:
             )
             if not math.isfinite(total):
                 self._log.event(step, "alarm", f"the loss is {total}")
-        if health_step:
+        if self._measures_at(step):
             self._check_health(seen, measured)
 
     def _check_health(self, seen: Observation, measured: dict[str, float]) -> None:

@@ -29,9 +29,7 @@ def trained_encoder(checkpoint: Path, source: Source) -> Data2Vec:
     wrong = (trainable - kept.keys()) | {n for n in kept if n not in state or kept[n].shape != state[n].shape}
     if wrong:
         raise RunError(f"{checkpoint}: the {source}'s {min(wrong)} does not fit the model of its config.yaml")
-    encoder.load_state_dict(
-        state | kept
-    )  # what is not trained (the position table) follows from the configuration
+    encoder.load_state_dict(state | kept)  # what is not trained (the position table) follows from the configuration
     return encoder.eval()
 
 

@@ -34,9 +34,7 @@ def pixels(images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def extract(
-    encoders: Mapping[str, Encode], batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
-) -> Features:
+def extract(encoders: Mapping[str, Encode], batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Features:
     """Encode every image once by every encoder; the images are read and decoded once for all of them.
 
     Args:

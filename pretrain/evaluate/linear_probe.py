@@ -25,9 +25,7 @@ class LinearProbe(NamedTuple):
         return (features @ self.weight.T + self.bias).argmax(dim=1)
 
 
-def probe_accuracy(
-    bank: Tensor, bank_labels: Tensor, test: Tensor, test_labels: Tensor, *, l2: float = 1e-3
-) -> float:
+def probe_accuracy(bank: Tensor, bank_labels: Tensor, test: Tensor, test_labels: Tensor, *, l2: float = 1e-3) -> float:
     """Share of the test samples that a probe fitted on the bank labels rightly; see ``fit_probe``."""
     probe = fit_probe(bank, bank_labels, l2=l2)
     return (probe.predict(test) == test_labels).double().mean().item()

@@ -40,21 +40,29 @@ class LossMeter:
         return dict(zip(names, stacked.tolist(), strict=True))
 
 
-def spreads(tensors: dict[str, Tensor], group: dist.ProcessGroup) -> dict[str, float]:
-    """Mean over channels of the standard deviation over all other axes and all ranks.
+class SpreadMeter:
+    """Mean over channels of the standard deviation over all other axes, microbatches and ranks.
 
     ``sqrt(unbiased variance + 1e-6)``, as ``compute_var`` of fairseq's data2vec2.py.
-
-    Args:
-        tensors: name -> (..., D); all with the same D.
-        group: ranks to reduce over, with one collective.
     """
-    rows = [tensor.reshape(-1, tensor.shape[-1]).double() for tensor in tensors.values()]
-    sums = torch.stack(
-        [torch.stack([torch.full_like(row[0], row.shape[0]), row.sum(0), row.square().sum(0)]) for row in rows]
-    )
-    dist.all_reduce(sums, group=group)
-    count, total, squares = sums.unbind(dim=1)
-    variance = (squares - total.square() / count) / (count - 1)
-    values = (variance.clamp_min(0) + 1e-6).sqrt().mean(dim=-1)
-    return dict(zip(tensors, values.tolist(), strict=True))
+
+    def __init__(self) -> None:
+        """An empty meter."""
+        self._moments: dict[str, Tensor] = {}
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Add (..., D) of one microbatch; all names have the same D."""
+        rows = tensor.reshape(-1, tensor.shape[-1]).double()
+        moments = torch.stack([torch.full_like(rows[0], rows.shape[0]), rows.sum(0), rows.square().sum(0)])
+        self._moments[name] = self._moments[name] + moments if name in self._moments else moments
+
+    def read(self, group: dist.ProcessGroup) -> dict[str, float]:
+        """Spread by name over the ranks of ``group``, with one collective; empties the meter."""
+        names = sorted(self._moments)
+        sums = torch.stack([self._moments[name] for name in names])
+        dist.all_reduce(sums, group=group)
+        self._moments = {}
+        count, total, squares = sums.unbind(dim=1)
+        variance = (squares - total.square() / count) / (count - 1)
+        values = (variance.clamp_min(0) + 1e-6).sqrt().mean(dim=-1)
+        return dict(zip(names, values.tolist(), strict=True))

@@ -9,7 +9,6 @@ import os
 import sys
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 
 from model import ema
@@ -97,5 +96,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    torch.use_deterministic_algorithms(True)
     main()

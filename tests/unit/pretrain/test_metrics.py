@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pretrain.observe.metrics import LossMeter, spreads
+from pretrain.observe.metrics import LossMeter, SpreadMeter
 
 
 @pytest.fixture
@@ -21,8 +21,11 @@ def group(tmp_path: Path) -> Iterator[dist.ProcessGroup]:
 def test_spread_is_the_references_variance_metric(group: dist.ProcessGroup) -> None:
     """fairseq ``compute_var``: mean over channels of sqrt(unbiased variance + 1e-6)."""
     x = torch.randn(6, 35, 16, generator=torch.Generator().manual_seed(0)) * torch.arange(16) + 100
-    y = torch.zeros(6, 35, 16)
-    seen = spreads({"x": x, "y": y}, group)
+    meter = SpreadMeter()
+    for part in x.split(2):  # three microbatches
+        meter.add("x", part)
+        meter.add("y", torch.zeros_like(part))
+    seen = meter.read(group)
     expected = (x.double().reshape(-1, 16).var(dim=0) + 1e-6).sqrt().mean().item()
     assert seen["x"] == pytest.approx(expected, rel=1e-9)
     assert seen["y"] == pytest.approx(1e-3)

@@ -18,7 +18,7 @@ class Split(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def digits() -> Split:
+def handwriting() -> Split:
     values, labels = load_digits(return_X_y=True)
     features, classes = torch.tensor(values, dtype=torch.float32), torch.tensor(labels)
     order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(0))

@@ -9,16 +9,16 @@ from pretrain.evaluate.knn import knn_accuracy, knn_predict
 from tests.unit.pretrain.evaluate.conftest import Split
 
 
-def test_votes_equal_scikit_learn(digits: Split) -> None:
+def test_votes_equal_scikit_learn(handwriting: Split) -> None:
     """Cosine distance is 1 - similarity, so the vote exp(similarity / T) is scikit-learn's with these weights."""
     reference = KNeighborsClassifier(
         20, metric="cosine", algorithm="brute", weights=lambda distance: numpy.exp((1 - distance) / 0.07)
-    ).fit(digits.bank.numpy(), digits.bank_labels.numpy())
-    predicted = knn_predict(digits.bank, digits.bank_labels, digits.test)
-    assert numpy.array_equal(predicted.numpy(), reference.predict(digits.test.numpy()))
-    accuracy = knn_accuracy(digits.bank, digits.bank_labels, digits.test, digits.test_labels)
+    ).fit(handwriting.bank.numpy(), handwriting.bank_labels.numpy())
+    predicted = knn_predict(handwriting.bank, handwriting.bank_labels, handwriting.test)
+    assert numpy.array_equal(predicted.numpy(), reference.predict(handwriting.test.numpy()))
+    accuracy = knn_accuracy(handwriting.bank, handwriting.bank_labels, handwriting.test, handwriting.test_labels)
     assert accuracy == pytest.approx(
-        reference.score(digits.test.numpy(), digits.test_labels.numpy()), abs=1e-12
+        reference.score(handwriting.test.numpy(), handwriting.test_labels.numpy()), abs=1e-12
     )
     assert accuracy > 0.95
 
@@ -34,27 +34,29 @@ def test_temperature_weighs_the_votes() -> None:
 
 
 @pytest.mark.parametrize(("test_chunk", "bank_chunk"), [(7, 11), (64, 1300), (497, 256)])
-def test_chunks_change_nothing(digits: Split, test_chunk: int, bank_chunk: int) -> None:
-    whole = knn_predict(digits.bank, digits.bank_labels, digits.test, test_chunk=10_000, bank_chunk=10_000)
+def test_chunks_change_nothing(handwriting: Split, test_chunk: int, bank_chunk: int) -> None:
+    whole = knn_predict(
+        handwriting.bank, handwriting.bank_labels, handwriting.test, test_chunk=10_000, bank_chunk=10_000
+    )
     chunked = knn_predict(
-        digits.bank, digits.bank_labels, digits.test, test_chunk=test_chunk, bank_chunk=bank_chunk
+        handwriting.bank, handwriting.bank_labels, handwriting.test, test_chunk=test_chunk, bank_chunk=bank_chunk
     )
     assert torch.equal(chunked, whole)
 
 
-def test_standardise_uses_the_bank(digits: Split) -> None:
-    bank, test = standardise(digits.bank, digits.test)
-    varies = digits.bank.std(dim=0) > 0
+def test_standardise_uses_the_bank(handwriting: Split) -> None:
+    bank, test = standardise(handwriting.bank, handwriting.test)
+    varies = handwriting.bank.std(dim=0) > 0
     assert 0 < (~varies).sum() < 10
     torch.testing.assert_close(bank.std(dim=0, correction=0)[varies], torch.ones(int(varies.sum())))
     torch.testing.assert_close(bank.mean(dim=0), torch.zeros(64), atol=1e-5, rtol=0)
     assert bank[:, ~varies].abs().max() == 0
-    expected = (digits.test - digits.bank.mean(dim=0)) / digits.bank.std(dim=0, correction=0)
+    expected = (handwriting.test - handwriting.bank.mean(dim=0)) / handwriting.bank.std(dim=0, correction=0)
     torch.testing.assert_close(test[:, varies], expected[:, varies])
 
 
-def test_settings_that_cannot_work(digits: Split) -> None:
+def test_settings_that_cannot_work(handwriting: Split) -> None:
     with pytest.raises(RunError, match="--temperature: must be above 0, got 0"):
-        knn_predict(digits.bank, digits.bank_labels, digits.test, temperature=0)
+        knn_predict(handwriting.bank, handwriting.bank_labels, handwriting.test, temperature=0)
     with pytest.raises(RunError, match="--k: 20 neighbours asked for, the bank has 19 samples"):
-        knn_predict(digits.bank[:19], digits.bank_labels[:19], digits.test)
+        knn_predict(handwriting.bank[:19], handwriting.bank_labels[:19], handwriting.test)
