@@ -78,9 +78,7 @@ def _run_here(function: Callable[[int, Advance], Result], num_jobs: int, report:
 def _start(function: Callable[[int, Advance], Any], advance: Advance) -> None:
     global _worker
     _worker = function, advance
-    os.environ["OMP_NUM_THREADS"] = (
-        "1"  # the processes share the cores; torch may still be imported, or already be
-    )
+    os.environ["OMP_NUM_THREADS"] = "1"  # the processes share the cores; torch may still be imported, or already be
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker without a traceback

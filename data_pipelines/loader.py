@@ -1,7 +1,9 @@
 """Loaders: batches from worker processes, the same global batches on any number of ranks and workers."""
 
 import itertools
+import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Generator
 from typing import Any, NamedTuple
@@ -58,9 +60,7 @@ def build_loader(
         for place in range(num_microbatches)
     )
     return Loader(
-        _process_loader(
-            lambda start: batches.batch(start, microbatch_size), starts, config, pin_memory=pin_memory
-        ),
+        _process_loader(lambda start: batches.batch(start, microbatch_size), starts, config, pin_memory=pin_memory),
         reader,
         position=position,
         num_microbatches=num_microbatches,
@@ -119,6 +119,7 @@ class Loader:
     def _count_bad(self, batch: Batch) -> None:
         self._bad_samples.update(batch.rejected)
         if len(self._bad_samples) > self._max_bad_samples:
+            self.close()
             raise DataError(
                 f"{batch.rejected[-1]} (unusable sample number {len(self._bad_samples)}, data.max_bad_samples is "
                 f"{self._max_bad_samples}; 'd2v shards verify {self._reader.path}' lists all damage)"
@@ -145,9 +146,7 @@ def labelled_batches(config: DataConfig, batch_size: int) -> Generator[tuple[Ten
     reader = Reader(config.path)
 
     def batch(start: int) -> tuple[Tensor, Tensor]:
-        rows = [
-            _labelled(reader, config, sample) for sample in range(start, min(start + batch_size, len(reader)))
-        ]
+        rows = [_labelled(reader, config, sample) for sample in range(start, min(start + batch_size, len(reader)))]
         images, labels = zip(*rows, strict=True)
         return torch.from_numpy(np.stack(images)), torch.tensor(labels)
 
@@ -227,5 +226,14 @@ def _results(batches: "DataLoader[Any]") -> Generator[Any, None, None]:
 
 def _leave_signals_to_parent(_: int) -> None:
     """Ctrl-C and batch systems signal the whole process group; the parent decides, and still needs its batches."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_when_parent_says, daemon=True).start()
+
+
+def _end_when_parent_says() -> None:
+    """multiprocessing ends workers with SIGTERM when the interpreter exits; only that one counts."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

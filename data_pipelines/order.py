@@ -18,9 +18,7 @@ def stream_key(*parts: int) -> int:
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
 
 
-def sample_at(
-    seed: int, position: ArrayLike, num_samples: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def sample_at(seed: int, position: ArrayLike, num_samples: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Which sample stands at a position of the endless stream.
 
     Each epoch is another permutation of all samples. It is a Feistel network over the smallest fitting even number

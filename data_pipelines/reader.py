@@ -64,9 +64,7 @@ class Reader:
             if offset >= 0:
                 members[extension] = data = self._pread(sample, shard, int(column.size[row]), offset)
                 if zlib.crc32(data) != column.crc32[row]:
-                    raise DataError(
-                        f"{self.describe(sample)}: member .{extension} fails its CRC-32: damaged on disk"
-                    )
+                    raise DataError(f"{self.describe(sample)}: member .{extension} fails its CRC-32: damaged on disk")
         label = int(index.labels[row])
         return Sample(index.key(row), label if label >= 0 else None, members)
 

@@ -80,9 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         default=len(os.sched_getaffinity(0)),
         help="processes; default: one per core",
     )
-    images = kinds.add_parser(
-        "images", parents=[workers], help="image files, one folder per class, or tar archives"
-    )
+    images = kinds.add_parser("images", parents=[workers], help="image files, one folder per class, or tar archives")
     images.add_argument(
         "source",
         metavar="SRC",
@@ -99,13 +97,9 @@ def _parser() -> argparse.ArgumentParser:
         default=ImageTransformConfig().max_pixels,
         help="images with more are rejected; default: as data.image.max_pixels",
     )
-    digits = kinds.add_parser(
-        "digits", parents=[workers], help="pages stamped with scikit-learn's handwritten digits"
-    )
+    digits = kinds.add_parser("digits", parents=[workers], help="pages stamped with scikit-learn's handwritten digits")
     digits.add_argument("out", metavar="OUT", type=Path, help="folder for OUT/pretrain, OUT/bank, OUT/test")
     for name, number in (("pretrain", 20_000), ("bank", 4_000), ("test", 2_000)):
         digits.add_argument(f"--{name}", type=positive_int, default=number, help=f"images; default: {number}")
-    digits.add_argument(
-        "--seed", type=int, default=0, help="of the pages (the split by source digit is fixed)"
-    )
+    digits.add_argument("--seed", type=int, default=0, help="of the pages (the split by source digit is fixed)")
     return parser

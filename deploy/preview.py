@@ -102,9 +102,7 @@ def _captions(path: str, batch: Batch) -> list[tuple[str, str]]:
     samples = [reader.read(int(number)) for number in batch.sample]
     reader.close()
     names = read_classes(Path(path))
-    labels = [
-        "" if sample.label is None else names.get(sample.label, f"class {sample.label}") for sample in samples
-    ]
+    labels = ["" if sample.label is None else names.get(sample.label, f"class {sample.label}") for sample in samples]
     return [(sample.key, label) for sample, label in zip(samples, labels, strict=True)]
 
 
@@ -119,9 +117,7 @@ def _titles(config: RunConfig, path: str, num_samples: int) -> tuple[str, str]:
     )
 
 
-def _draw(
-    tiles: list[list[Image.Image]], captions: list[tuple[str, str]], title: str, subtitle: str
-) -> Image.Image:
+def _draw(tiles: list[list[Image.Image]], captions: list[tuple[str, str]], title: str, subtitle: str) -> Image.Image:
     side = tiles[0][0].width
     row_width = (1 + _NUM_VIEWS) * side + (_NUM_VIEWS + 1) * _GAP  # twice the gap after the crop
     row_height = side + _CAPTION
@@ -130,9 +126,7 @@ def _draw(
     sheet = Image.new("RGB", (width, _HEADER + num_rows * (row_height + _GAP) + _MARGIN // 2), _PAPER)
     canvas = ImageDraw.Draw(sheet)
     canvas.text((_MARGIN, 18), _fitting(title, 19, width - 2 * _MARGIN), _INK, ImageFont.load_default(19))
-    canvas.text(
-        (_MARGIN, 45), _fitting(subtitle, 13, width - 2 * _MARGIN), _FAINT, ImageFont.load_default(13)
-    )
+    canvas.text((_MARGIN, 45), _fitting(subtitle, 13, width - 2 * _MARGIN), _FAINT, ImageFont.load_default(13))
     small = ImageFont.load_default(12)
     for number, (row, (key, label)) in enumerate(zip(tiles, captions, strict=True)):
         left = _MARGIN + number % _NUM_COLUMNS * (row_width + _MARGIN)

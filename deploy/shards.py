@@ -71,9 +71,7 @@ def _info(arguments: argparse.Namespace) -> int:
     num_samples = sum(map(len, indices))
     sizes = [index.shard_size_bytes for index in indices]
     print(f"{arguments.path}: {counted(num_samples, 'sample')} in {counted(len(shards), 'shard')}")
-    spread = (
-        f", {readable_bytes(min(sizes))} to {readable_bytes(max(sizes))} per shard" if len(sizes) > 1 else ""
-    )
+    spread = f", {readable_bytes(min(sizes))} to {readable_bytes(max(sizes))} per shard" if len(sizes) > 1 else ""
     print(f"  size     {readable_bytes(sum(sizes))}{spread}")
     for extension in sorted({extension for index in indices for extension in index.columns}):
         columns = [index.columns[extension] for index in indices if extension in index.columns]
@@ -84,9 +82,7 @@ def _info(arguments: argparse.Namespace) -> int:
     counts = np.bincount(labels[labels >= 0])
     counts = counts[counts > 0]
     if len(counts):
-        print(
-            f"  labels   {counted(len(counts), 'class')}, {counts.min():,} to {counts.max():,} samples each"
-        )
+        print(f"  labels   {counted(len(counts), 'class')}, {counts.min():,} to {counts.max():,} samples each")
     else:
         print("  labels   none")
     manifest = read_manifest(Path(arguments.path))
@@ -132,16 +128,12 @@ def _preview(arguments: argparse.Namespace) -> int:
     from deploy.preview import write_preview
 
     write_preview(arguments.path, arguments.recipe, arguments.num, arguments.out)
-    print(
-        f"{arguments.out}: {counted(arguments.num, 'sample')} of {arguments.path} as {arguments.recipe} sees them"
-    )
+    print(f"{arguments.out}: {counted(arguments.num, 'sample')} of {arguments.path} as {arguments.recipe} sees them")
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="d2v shards", description="Index, describe, check and show tar shards."
-    )
+    parser = argparse.ArgumentParser(prog="d2v shards", description="Index, describe, check and show tar shards.")
     tools = parser.add_subparsers(dest="tool", metavar="TOOL", required=True)
     path = argparse.ArgumentParser(add_help=False)
     path.add_argument("path", metavar="PATH", help="a folder of shards, one .tar, or a brace range of them")
@@ -152,22 +144,12 @@ def _parser() -> argparse.ArgumentParser:
         default=len(os.sched_getaffinity(0)),
         help="processes; default: one per core",
     )
-    index = tools.add_parser(
-        "index", parents=[path, workers], help="write the index that shards of others lack"
-    )
-    index.add_argument(
-        "--force", action="store_true", help="write all anew; what is damaged now counts as right then"
-    )
+    index = tools.add_parser("index", parents=[path, workers], help="write the index that shards of others lack")
+    index.add_argument("--force", action="store_true", help="write all anew; what is damaged now counts as right then")
     tools.add_parser("info", parents=[path], help="what the shards hold")
-    tools.add_parser(
-        "verify", parents=[path, workers], help="compare every byte with the index; exit 1 if damaged"
-    )
-    preview = tools.add_parser(
-        "preview", parents=[path], help="contact sheet of samples with and without masks"
-    )
+    tools.add_parser("verify", parents=[path, workers], help="compare every byte with the index; exit 1 if damaged")
+    preview = tools.add_parser("preview", parents=[path], help="contact sheet of samples with and without masks")
     preview.add_argument("--out", type=Path, default=Path("preview.png"), help="default: preview.png")
     preview.add_argument("--num", type=positive_int, default=16, help="samples; default: 16")
-    preview.add_argument(
-        "--recipe", default="image-base", help=f"default: image-base; known: {', '.join(RECIPES)}"
-    )
+    preview.add_argument("--recipe", default="image-base", help=f"default: image-base; known: {', '.join(RECIPES)}")
     return parser

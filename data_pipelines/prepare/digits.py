@@ -68,9 +68,7 @@ def plan_digits(split: Split, num_images: int, *, seed: int) -> Plan:
         made_from=options,
         fingerprint=hashlib.sha256(f"stamp28d 1: {options}".encode()).hexdigest(),
         classes=[str(digit) for digit in range(10)] if split.has_labels else [],
-        shards=[
-            pages[start : start + _IMAGES_PER_SHARD] for start in range(0, num_images, _IMAGES_PER_SHARD)
-        ],
+        shards=[pages[start : start + _IMAGES_PER_SHARD] for start in range(0, num_images, _IMAGES_PER_SHARD)],
         make=lambda some: _samples(some, split, seed),
     )
 
@@ -112,8 +110,7 @@ def render(glyphs: NDArray[np.float32], keys: Sequence[int]) -> tuple[NDArray[np
     draws = [_draw(np.random.default_rng(key), len(glyphs)) for key in keys]
     chosen = np.array([draw["glyph"] for draw in draws])
     centre, angle, side = (
-        torch.from_numpy(np.stack([draw[name] for draw in draws])).float()
-        for name in ("centre", "angle", "side")
+        torch.from_numpy(np.stack([draw[name] for draw in draws])).float() for name in ("centre", "angle", "side")
     )
     stamps = torch.from_numpy(glyphs[chosen])[:, None]
     pixel = torch.arange(SIDE) + 0.5
@@ -122,9 +119,7 @@ def render(glyphs: NDArray[np.float32], keys: Sequence[int]) -> tuple[NDArray[np
         x = pixel[None, None, :] - centre[:, cell, 0, None, None]
         y = pixel[None, :, None] - centre[:, cell, 1, None, None]
         cos, sin = (function(angle[:, cell])[:, None, None] for function in (torch.cos, torch.sin))
-        place = torch.stack([cos * x + sin * y, cos * y - sin * x], dim=-1) * (
-            2 / side[:, cell, None, None, None]
-        )
+        place = torch.stack([cos * x + sin * y, cos * y - sin * x], dim=-1) * (2 / side[:, cell, None, None, None])
         page = torch.maximum(page, functional.grid_sample(stamps, place, align_corners=False))
     contrast = np.array([draw["contrast"] for draw in draws])[:, None, None]
     noise = np.stack([draw["noise"] for draw in draws])

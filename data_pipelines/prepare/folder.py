@@ -68,9 +68,7 @@ def write_folder(plan: Plan, out: Path, *, num_workers: int, report: Report) -> 
     rejected = [one for _, _, several in done for one in several]
     num_samples = sum(num for num, _, _ in done)
     if num_samples == 0:
-        raise DataError(
-            f"none of {len(plan)} files is a usable image ({rejected[0].source}: {rejected[0].reason})"
-        )
+        raise DataError(f"none of {len(plan)} files is a usable image ({rejected[0].source}: {rejected[0].reason})")
     with replacing(out / "rejected.jsonl") as stream:
         stream.writelines(json.dumps(one._asdict()).encode() + b"\n" for one in rejected)
     manifest = replace(

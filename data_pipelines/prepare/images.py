@@ -43,9 +43,7 @@ class Candidate(NamedTuple):
     size: int
 
 
-def plan_images(
-    source: Path, out: Path, *, shard_size_bytes: int, max_samples_per_shard: int, max_pixels: int
-) -> Plan:
+def plan_images(source: Path, out: Path, *, shard_size_bytes: int, max_samples_per_shard: int, max_pixels: int) -> Plan:
     """What to write for the images of a source; nothing is decoded yet.
 
     Args:
@@ -114,9 +112,7 @@ def _in_tars(tars: Sequence[Path]) -> list[Found]:
         with path.open("rb") as stream:
             for member in regular_members(path, stream):
                 *folders, base = member.name.split("/")
-                class_name = (
-                    path.stem if len(tars) > 1 else next((one for one in folders[-1:] if one != "."), None)
-                )
+                class_name = path.stem if len(tars) > 1 else next((one for one in folders[-1:] if one != "."), None)
                 parts = (class_name, base) if class_name else (base,)
                 name = f"{path.name}:{member.name}"
                 found.append(Found(name, parts, class_name, str(path), member.offset_data, member.size))

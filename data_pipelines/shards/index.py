@@ -77,9 +77,7 @@ def build_index(shard: Path) -> ShardIndex:
             samples = _walk(shard, stream)
             extensions = sorted({extension for _, members in samples for extension in members})
             table = {
-                extension: np.array(
-                    [members.get(extension, (-1, 0)) for _, members in samples], dtype=np.int64
-                )
+                extension: np.array([members.get(extension, (-1, 0)) for _, members in samples], dtype=np.int64)
                 for extension in extensions
             }
             crcs, frame_crc32 = checksums(stream, [(rows[:, 0], rows[:, 1]) for rows in table.values()])
@@ -154,15 +152,11 @@ def read_index_alone(shard: Path) -> ShardIndex:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     body, found, checksum = text.rpartition(_CHECKSUM)
     if not found or checksum != b"%d}\n" % zlib.crc32(body):
-        raise DataError(
-            f"{path}: index is damaged; check the shard against another copy, then {_rebuild(shard)}"
-        )
+        raise DataError(f"{path}: index is damaged; check the shard against another copy, then {_rebuild(shard)}")
     try:
         return _parse(json.loads(text))
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
-        raise DataError(
-            f"{path}: not an index that this version reads ({error}); {_rebuild(shard)}"
-        ) from error
+        raise DataError(f"{path}: not an index that this version reads ({error}); {_rebuild(shard)}") from error
 
 
 def _rebuild(shard: Path) -> str:

@@ -65,14 +65,10 @@ def check_complete(folder: Path, shards: list[Path]) -> None:
     if manifest is None:
         return
     if not manifest.complete:
-        raise DataError(
-            f"{folder}: is half prepared; run the same 'd2v prepare {manifest.kind}' again to finish it"
-        )
+        raise DataError(f"{folder}: is half prepared; run the same 'd2v prepare {manifest.kind}' again to finish it")
     missing = sorted(set(manifest.shards) - {shard.name for shard in shards})
     if missing:
-        raise DataError(
-            f"{folder / missing[0]}: shard is missing (listed in {NAME}); restore or prepare it again"
-        )
+        raise DataError(f"{folder / missing[0]}: shard is missing (listed in {NAME}); restore or prepare it again")
 
 
 def write_classes(folder: Path, classes: list[str]) -> None:

@@ -23,9 +23,7 @@ def expand_path(path: str) -> list[Path]:
     if not path:
         raise DataError("data.path: is empty; give it a folder of shards, one .tar, or a brace range of them")
     if _URL.match(path):
-        raise DataError(
-            f"data.path: {path!r} is a URL or a command; only local files are read (mount or copy them)"
-        )
+        raise DataError(f"data.path: {path!r} is a URL or a command; only local files are read (mount or copy them)")
     folder = Path(path)
     if folder.is_dir():
         shards = sorted(folder.glob("*.tar"))

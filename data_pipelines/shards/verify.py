@@ -23,9 +23,7 @@ def verify_shard(shard: Path) -> Verdict:
     try:
         index = read_index_alone(shard)
         with shard.open("rb") as stream:
-            crcs, frame_crc32 = checksums(
-                stream, [(column.offset, column.size) for column in index.columns.values()]
-            )
+            crcs, frame_crc32 = checksums(stream, [(column.offset, column.size) for column in index.columns.values()])
             size = stream.seek(0, 2)
     except DataError as error:
         return Verdict(0, 0, [str(error)])

@@ -26,9 +26,7 @@ def write_shard(shard: Path, samples: Iterable[Stored]) -> ShardIndex:
 
     with (
         replacing(shard) as stream,
-        webdataset.TarWriter(
-            stream, user="", group="", mtime=0, encoder=False
-        ) as writer,  # else bytes vary by run
+        webdataset.TarWriter(stream, user="", group="", mtime=0, encoder=False) as writer,  # else bytes vary by run
     ):
         for sample in samples:
             writer.write({"__key__": sample.key, **sample.members})

@@ -80,9 +80,7 @@ def open_image(data: bytes, max_pixels: int) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=list(EXTENSIONS))
     width, height = image.size
     if width * height > max_pixels:
-        raise DataError(
-            f"{width} x {height} pixels are more than the cap of {max_pixels:,} (data.image.max_pixels)"
-        )
+        raise DataError(f"{width} x {height} pixels are more than the cap of {max_pixels:,} (data.image.max_pixels)")
     return image
 
 
@@ -132,17 +130,13 @@ def _resized_crop(image: Image.Image, box: Box, config: ImageTransformConfig) ->
     crop still has at least the pixels of the result.
     """
     full_width, full_height = image.size
-    image.draft(
-        None,
-        (math.ceil(full_width * config.size / box.width), math.ceil(full_height * config.size / box.height)),
-    )
+    shrink = 1 << (max(1, min(box.width, box.height) // config.size).bit_length() - 1)  # a power of 2
+    image.draft(None, (full_width // shrink, full_height // shrink))
     scale_x, scale_y = image.width / full_width, image.height / full_height
     left, right = box.left * scale_x, (box.left + box.width) * scale_x
     top, bottom = box.top * scale_y, (box.top + box.height) * scale_y
     left_edge, top_edge = math.floor(left), math.floor(top)
-    part = image.crop(
-        (left_edge, top_edge, min(image.width, math.ceil(right)), min(image.height, math.ceil(bottom)))
-    )
+    part = image.crop((left_edge, top_edge, min(image.width, math.ceil(right)), min(image.height, math.ceil(bottom))))
     part = part.convert("RGB" if config.channels == 3 else "L")
     inner = (
         left - left_edge,
@@ -163,6 +157,4 @@ def _decoding() -> Iterator[None]:
     except UnidentifiedImageError as error:  # its message holds a memory address
         raise DataError("not a JPEG, PNG or WebP image") from error
     except Exception as error:
-        raise DataError(
-            f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}"
-        ) from error
+        raise DataError(f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}") from error

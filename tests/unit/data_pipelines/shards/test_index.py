@@ -1,0 +1,153 @@
+import io
+import json
+import tarfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+
+from data_pipelines.errors import DataError
+from data_pipelines.reader import Reader
+from data_pipelines.shards.index import build_index, index_path, read_index, write_index
+from tests.unit.data_pipelines.conftest import Dataset
+from tests.unit.data_pipelines.photographs import flip_bit
+
+
+def through_webdataset(folder: Path) -> list[dict[str, object]]:
+    """What stock webdataset delivers."""
+    shards = sorted(map(str, folder.glob("*.tar")))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        samples = list(webdataset.WebDataset(shards, shardshuffle=False))
+    return [
+        {name: value for name, value in one.items() if name not in ("__url__", "__local_path__")} for one in samples
+    ]
+
+
+def through_reader(folder: Path) -> list[dict[str, object]]:
+    reader = Reader(str(folder))
+    samples = [reader.read(number) for number in range(len(reader))]
+    return [{"__key__": sample.key, **sample.members} for sample in samples]
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
+    with tarfile.open(path, "w") as archive:
+        for name, data in members:
+            header = tarfile.TarInfo(name)
+            header.size = len(data)
+            archive.addfile(header, io.BytesIO(data))
+
+
+def test_stock_webdataset_reads_our_shards_sample_for_sample(whole: Dataset) -> None:
+    written = [{"__key__": sample.key, **sample.members} for sample in whole.samples]
+    assert through_webdataset(whole.folder) == written
+    assert through_reader(whole.folder) == written
+
+
+def test_foreign_shards_are_understood_as_webdataset_does(tmp_path: Path) -> None:
+    shard = tmp_path / "foreign.tar"
+    long_name = "deep/" * 40 + "x.jpg"  # needs an extended header
+    members = [
+        ("__meta/about__", b"not a sample"),
+        ("__info__", b"archive metadata"),
+        ("a/b.c/one.v1.JPG", b"first"),
+        ("a/b.c/one.cls", b" 7\n"),
+        ("README", b"no extension"),
+        (".hidden", b"no key"),
+        ("two.png", b""),
+        ("two.json", b"{}"),
+        ("a/b.c/one.jpg", b"the same key again is another sample"),
+        ("ünï/日本.jpg", b"unicode"),
+        (long_name, b"long"),
+        ("__odd__/three.jpg", b"skipped"),
+    ]
+    write_tar(shard, members)
+    with tarfile.open(shard, "a") as archive:
+        link = tarfile.TarInfo("link.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "two.png"
+        archive.addfile(link)
+    write_index(shard, build_index(shard))
+    assert through_reader(tmp_path) == through_webdataset(tmp_path)
+    index = read_index(shard)
+    assert [index.key(row) for row in range(len(index))][:3] == ["a/b.c/one", "two", "a/b.c/one"]
+    assert index.labels.tolist() == [7, -1, -1, -1, -1]
+    assert set(index.columns) == {"v1.jpg", "cls", "png", "json", "jpg"}
+
+
+def test_index_survives_the_file(whole: Dataset) -> None:
+    shard = whole.folder / "shard-000000.tar"
+    built, read = build_index(shard), read_index(shard)
+    assert (built.shard_size_bytes, built.frame_crc32) == (read.shard_size_bytes, read.frame_crc32)
+    np.testing.assert_array_equal(built.keys, read.keys)
+    np.testing.assert_array_equal(built.labels, read.labels)
+    for extension, column in built.columns.items():
+        for ours, theirs in zip(column, read.columns[extension], strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    json.loads(index_path(shard).read_text())  # other tools can read it
+
+
+def test_two_members_of_one_name_are_refused(tmp_path: Path) -> None:
+    write_tar(tmp_path / "twice.tar", [("a.jpg", b"1"), ("a.JPG", b"2")])
+    with pytest.raises(DataError, match=r"twice.tar: sample 'a' has two members .jpg"):
+        build_index(tmp_path / "twice.tar")
+
+
+@pytest.mark.parametrize("cut", [512, 700, 1024, 1536, 2048 + 511])
+def test_a_cut_archive_gets_no_index(tmp_path: Path, cut: int) -> None:
+    shard = tmp_path / "cut.tar"
+    write_tar(shard, [("a.jpg", bytes(100)), ("b.jpg", bytes(100))])
+    shard.write_bytes(shard.read_bytes()[:cut])
+    with pytest.raises(DataError, match=r"cut.tar: (not a whole|no end mark)"):
+        build_index(shard)
+
+
+def test_a_damaged_header_is_not_taken_for_the_end(tmp_path: Path) -> None:
+    shard = tmp_path / "header.tar"
+    write_tar(shard, [("a.jpg", bytes(100)), ("b.jpg", bytes(100))])
+    flip_bit(shard, 1024 + 3)
+    with pytest.raises(DataError, match=r"header.tar: damaged tar header at byte 1,024"):
+        build_index(shard)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a tar archive at all" * 100, b"\x1f\x8b" + bytes(2000)])
+def test_what_is_no_archive_is_refused(tmp_path: Path, content: bytes) -> None:
+    shard = tmp_path / "no.tar"
+    shard.write_bytes(content)
+    with pytest.raises(DataError, match=r"no.tar: "):
+        build_index(shard)
+
+
+def test_every_flipped_bit_of_an_index_is_noticed(dataset: Dataset) -> None:
+    shard = dataset.folder / "shard-000000.tar"
+    path = index_path(shard)
+    generator = np.random.default_rng(0)
+    size = path.stat().st_size
+    for byte in [0, size - 1, size - 2, *generator.integers(size, size=60)]:
+        bit = int(generator.integers(8))
+        flip_bit(path, int(byte), bit)
+        with pytest.raises(DataError, match=r"index is damaged"):
+            read_index(shard)
+        flip_bit(path, int(byte), bit)
+    assert len(read_index(shard)) == 14
+
+
+def test_an_index_of_a_newer_format_is_refused(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    shard = dataset.folder / "shard-000000.tar"
+    index = read_index(shard)
+    monkeypatch.setattr("data_pipelines.shards.index.VERSION", 99)
+    write_index(shard, index)
+    monkeypatch.undo()
+    with pytest.raises(DataError, match=r"version 99.*d2v shards index --force"):
+        read_index(shard)
+
+
+def test_missing_files_are_named(dataset: Dataset) -> None:
+    shard = dataset.folder / "shard-000001.tar"
+    index_path(shard).unlink()
+    with pytest.raises(DataError, match=r"shard-000001.tar.index.json: index is missing; 'd2v shards index"):
+        read_index(shard)
+    shard.unlink()
+    with pytest.raises(DataError, match=r"shard-000001.tar: shard is missing"):
+        read_index(shard)
