@@ -96,23 +96,17 @@ def read_evaluations(path: Path) -> dict[str, "Comparison"]:
 
 def _parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="run directory or one of its checkpoints"
-    )
+    shared.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="run directory or one of its checkpoints")
     shared.add_argument("--bank", required=True, metavar="SHARDS", help="labelled shards to learn from")
     shared.add_argument("--test", required=True, metavar="SHARDS", help="labelled shards to classify")
-    shared.add_argument(
-        "--source", choices=("student", "teacher"), default="student", help="default: student"
-    )
+    shared.add_argument("--source", choices=("student", "teacher"), default="student", help="default: student")
     shared.add_argument(
         "--no-baselines",
         dest="baselines",
         action="store_false",
         help="leave out untrained encoder and raw pixels",
     )
-    shared.add_argument(
-        "--json", type=Path, metavar="FILE", help="add the numbers to FILE, e.g. RUN/evaluation.json"
-    )
+    shared.add_argument("--json", type=Path, metavar="FILE", help="add the numbers to FILE, e.g. RUN/evaluation.json")
     shared.add_argument("--batch-size", type=positive_int, default=256, help="images encoded at once; default: 256")
     shared.add_argument("--device", help="torch device; default: the accelerator if there is one, else cpu")
 
@@ -123,24 +117,23 @@ def _parser() -> argparse.ArgumentParser:
     kinds = parser.add_subparsers(dest="protocol", required=True, metavar="PROTOCOL")
     knn = kinds.add_parser("knn", parents=[shared], help="k nearest neighbours by cosine similarity")
     knn.add_argument("--k", type=positive_int, default=20, help="neighbours that vote; default: 20")
-    knn.add_argument(
-        "--temperature", type=float, default=0.07, help="votes weigh exp(cosine / T); default: 0.07"
-    )
+    knn.add_argument("--temperature", type=float, default=0.07, help="votes weigh exp(cosine / T); default: 0.07")
     probe = kinds.add_parser("probe", parents=[shared], help="linear probe: multinomial logistic regression")
-    probe.add_argument(
-        "--l2", type=float, default=1e-3, help="strength of the weight penalty; default: 0.001"
-    )
+    probe.add_argument("--l2", type=float, default=1e-3, help="strength of the weight penalty; default: 0.001")
     return parser
 
 
 def _device(name: str | None) -> "torch.device":
+    """The device called ``name``, or the machine's accelerator, or the CPU.
+
+    Raises:
+        RunError: if nothing can be put there.
+    """
     import torch
 
+    if name is None:
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
-        return (
-            torch.device(name)
-            if name
-            else torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-        )
-    except RuntimeError as error:
-        raise RunError(f"--device: {name!r} is not a torch device ({str(error).splitlines()[0]})") from error
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
+        raise RunError(f"--device: {name} cannot be used: {str(error).splitlines()[0]}") from error

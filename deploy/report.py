@@ -6,9 +6,7 @@ from pathlib import Path
 
 def main(argv: list[str]) -> int:
     """Write the page; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="d2v report", description="Write one HTML page about a run, with plots."
-    )
+    parser = argparse.ArgumentParser(prog="d2v report", description="Write one HTML page about a run, with plots.")
     parser.add_argument("run", type=Path, metavar="RUN", help="run directory, as d2v train writes it")
     parser.add_argument("--out", type=Path, help="file to write; default RUN/report.html")
     arguments = parser.parse_args(argv)

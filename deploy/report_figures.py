@@ -2,9 +2,10 @@
 
 import base64
 import io
-import math
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,7 +18,7 @@ COLOURS = ("#2563eb", "#d97706", "#059669", "#9333ea", "#64748b")
 EVENT_COLOURS = {"resume": "#475569", "alarm": "#dc2626"}
 LOG_SCALE_RATIO = 30
 """Largest over smallest value from which a norm is drawn on a logarithmic scale."""
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.edgecolor": "#cbd5e1",
@@ -152,9 +153,7 @@ def draw(panel: Panel, history: History) -> Plot | None:
     return Plot(panel.title, panel.caption, image)
 
 
-def _curves(
-    axes: Axes, names: tuple[str, ...], history: History, colours: tuple[str, ...], style: str
-) -> list[Line2D]:
+def _curves(axes: Axes, names: tuple[str, ...], history: History, colours: tuple[str, ...], style: str) -> list[Line2D]:
     """One line per measurement that was recorded; the first lies on top, where terms equal their sum."""
     lines = []
     for rank, (name, colour) in enumerate(zip(names, colours, strict=False)):
@@ -177,11 +176,12 @@ def _label(name: str) -> str:
 
 
 def _scale(axes: Axes, panel: Panel) -> None:
-    drawn = [float(value) for line in axes.get_lines() for value in line.get_ydata() if math.isfinite(value)]
-    if panel.may_be_log and drawn and 0 < LOG_SCALE_RATIO * min(drawn) < max(drawn):
+    drawn = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.get_lines()] or [np.zeros(0)])
+    drawn = drawn[np.isfinite(drawn)]
+    if panel.may_be_log and drawn.size and 0 < LOG_SCALE_RATIO * drawn.min() < drawn.max():
         axes.set_yscale("log")
-    elif panel.from_zero and drawn and max(drawn) > 0:
-        axes.set_ylim(0, 1.08 * max(drawn))
+    elif panel.from_zero and drawn.size and drawn.max() > 0:
+        axes.set_ylim(0, 1.08 * drawn.max())
 
 
 def _events(axes: Axes, events: list[Record]) -> list[Line2D]:

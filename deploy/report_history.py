@@ -29,15 +29,11 @@ class History:
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of a measurement, wherever it is recorded; empty if nowhere."""
         points = [(record["step"], record[name]) for record in self.train + self.health if name in record]
-        return [step for step, _ in points], [
-            math.nan if value is None else float(value) for _, value in points
-        ]
+        return [step for step, _ in points], [math.nan if value is None else float(value) for _, value in points]
 
     def names(self, prefix: str) -> list[str]:
         """Measurements of the train lines whose name starts with ``prefix``, in their order of appearance."""
-        return list(
-            dict.fromkeys(name for record in self.train for name in record if name.startswith(prefix))
-        )
+        return list(dict.fromkeys(name for record in self.train for name in record if name.startswith(prefix)))
 
 
 def read_history(path: Path) -> History:
@@ -74,9 +70,7 @@ def read_history(path: Path) -> History:
     history.train = [record for _, record in sorted(by_kind["train"].items())]
     history.health = [record for _, record in sorted(by_kind["health"].items())]
     if not history.train:
-        raise RunError(
-            f"{path}: holds no training step yet; the first is written after logging.every_steps steps"
-        )
+        raise RunError(f"{path}: holds no training step yet; the first is written after logging.every_steps steps")
     return history
 
 
@@ -86,11 +80,7 @@ def _parse(line: str) -> Record | None:
         record = json.loads(line)
     except ValueError:
         return None
-    if (
-        isinstance(record, dict)
-        and isinstance(record.get("kind"), str)
-        and isinstance(record.get("step"), int)
-    ):
+    if isinstance(record, dict) and isinstance(record.get("kind"), str) and isinstance(record.get("step"), int):
         return record
     return None
 

@@ -111,9 +111,9 @@ def write_model(encoder: Data2Vec, dtype: torch.dtype, folder: Path) -> None:
 def transformers_config(config: ModelConfig, dtype: torch.dtype) -> Data2Vec2Config:
     """Our configuration in transformers' words."""
     image, encoder = config.image, config.encoder
-    alibi = image.alibi and {
-        name: getattr(image.alibi, name) for name in ("distance", "per_head", "per_layer")
-    }
+    alibi = None
+    if image.alibi is not None:
+        alibi = {name: getattr(image.alibi, name) for name in ("distance", "per_head", "per_layer")}
     return Data2Vec2Config(
         modality="image",
         hidden_size=encoder.dim,

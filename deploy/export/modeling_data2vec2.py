@@ -120,6 +120,8 @@ class Block(nn.Module):
 class ImageFrontend(nn.Module):
     """Square images -> normalised tokens, extra tokens first; and the blocks that only images pass."""
 
+    positions: Tensor
+
     def __init__(self, config: Data2Vec2Config) -> None:
         super().__init__()
         self.grid_size = config.image_size // config.patch_size
@@ -227,6 +229,7 @@ class Data2Vec2Model(Data2Vec2PreTrainedModel):
         if return_dict is None:
             return_dict = self.config.return_dict
         frontend = self.frontends[self.config.modality]
+        assert isinstance(frontend, ImageFrontend)
         x = frontend(pixel_values.to(self.dtype))
         states = [x]
         for block, bias in zip([*frontend.blocks, *self.encoder.blocks], frontend.biases(), strict=True):

@@ -50,9 +50,7 @@ def test_later_of_two_lines_wins(tmp_path: Path) -> None:
     assert history.series("loss") == ([10, 20], [6.0, 4.0])
 
 
-@pytest.mark.parametrize(
-    "tail", ['{"kind": "train", "st', '{"kind": "train", "step": 20, "loss": ', "[1]\n", "\x00\n"]
-)
+@pytest.mark.parametrize("tail", ['{"kind": "train", "st', '{"kind": "train", "step": 20, "loss": ', "[1]\n", "\x00\n"])
 def test_torn_line_is_left_out(tmp_path: Path, tail: str) -> None:
     history = history_of(tmp_path, [train(10, 5.0, 1.0)], tail)
     assert history.series("loss") == ([10], [5.0])

@@ -74,7 +74,7 @@ def test_page_holds_everything_itself(history: History) -> None:
         kind, content = source.split(",")
         assert kind == "data:image/svg+xml;base64"
         assert base64.b64decode(content).lstrip().startswith(b"<?xml")
-    assert not re.search(r'<link|<script|@import|url\(|href=', page)
+    assert not re.search(r"<link|<script|@import|url\(|href=", page)
     for text in ("30 of 2,000", "1:02:05", "0.49 M", "23.1 %", "57.6 %", "10.0 %", "k nearest neighbours", "1 alarm"):
         assert text in page, text
     assert "encoder.init_std" in page and "&lt;script&gt;" in page
