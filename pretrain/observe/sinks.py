@@ -62,7 +62,7 @@ class TensorBoard:
         """Args: the run; the step it goes on from, after which older events are hidden."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(run_dir / "tensorboard", purge_step=first_step + 1 if first_step else None)
+        self._writer = SummaryWriter(run_dir / "tensorboard", purge_step=first_step + 1)
 
     def write(self, kind: str, record: dict[str, Any]) -> None:
         """Add every number of a record at its step."""

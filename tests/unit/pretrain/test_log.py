@@ -203,16 +203,18 @@ def test_tensorboard_shows_every_number(tmp_path: Path) -> None:
                 assert scalars(tmp_path, f"{kind}/{name}") == [(5, pytest.approx(value, rel=1e-6))], name
 
 
-def test_tensorboard_hides_what_a_killed_run_measured_after_its_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize("first_step", [0, 10])
+def test_tensorboard_hides_what_a_killed_run_measured_after_its_checkpoint(tmp_path: Path, first_step: int) -> None:
     logging = LoggingSection(tensorboard=True)
     log = open_log(tmp_path, logging)
-    for step in (8, 10, 12, 14):
+    for step in (1, 10, 11, 14):
         log.train(metrics(step, loss=1.0))
     log.close()
-    log = open_log(tmp_path, logging, first_step=10)
+    log = open_log(tmp_path, logging, first_step=first_step)
     log.train(metrics(12, loss=2.0))
     log.close()
-    assert scalars(tmp_path, "train/loss") == [(8, 1.0), (10, 1.0), (12, 2.0)]
+    kept = [(step, 1.0) for step in (1, 10) if step <= first_step]
+    assert scalars(tmp_path, "train/loss") == [*kept, (12, 2.0)]
 
 
 # --- what is printed: a terminal gets a bar, everything else plain lines
