@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+import webdataset
+
 from data_pipelines.atomic import replacing
 from data_pipelines.shards.index import ShardIndex, build_index, write_index
 
@@ -22,8 +24,6 @@ def write_shard(shard: Path, samples: Iterable[Stored]) -> ShardIndex:
     Raises:
         DataError: if a file cannot be written.
     """
-    import webdataset
-
     with (
         replacing(shard) as stream,
         webdataset.TarWriter(stream, user="", group="", mtime=0, encoder=False) as writer,  # else bytes vary by run

@@ -51,7 +51,7 @@ def test_area_ratio_and_place_are_uniform_where_nothing_is_refused() -> None:
 
 
 def test_crops_that_do_not_fit_are_drawn_again() -> None:
-    """Against the rule written down in vectors: draw area and ratio until the crop fits (500 x 375, ImageNet's usual)."""
+    """Against the rule written down in vectors, on ImageNet's usual size."""
     _, _, width, height = boxes(500, 375, ImageTransformConfig()).T
     draws = generator(11)
     area = 500 * 375 * draws.uniform(0.2, 1, 40_000)
