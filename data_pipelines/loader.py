@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -203,7 +203,7 @@ def _process_loader(
 
 def _results(batches: "DataLoader[Any]") -> Generator[Any, None, None]:
     """What the workers computed; failures become DataErrors. Closing this generator ends the workers."""
-    iterator = iter(batches)
+    iterator = _start_workers(batches)
     try:
         while True:
             try:
@@ -224,11 +224,19 @@ def _results(batches: "DataLoader[Any]") -> Generator[Any, None, None]:
         del iterator  # an error's traceback keeps this frame alive, and with it workers that nothing else would end
 
 
+def _start_workers(batches: "DataLoader[Any]") -> Iterator[Any]:
+    """Fork with SIGTERM blocked, so that it is in every thread a worker ever has (see ``_leave_signals_to_parent``)."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        return iter(batches)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _leave_signals_to_parent(_: int) -> None:
     """Ctrl-C and batch systems signal the whole process group; the parent decides, and still needs its batches."""
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_when_parent_says, daemon=True).start()
 
 
