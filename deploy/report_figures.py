@@ -69,13 +69,14 @@ class Plot:
 
 
 def panels(history: History) -> list[Panel]:
-    """All panels; the loss panel holds every term that the run recorded."""
+    """All panels; the loss panel shows the terms if the run has more than one."""
+    terms = history.names("loss_")
     return [
         Panel(
             "Loss",
-            "Sum of the terms, and each term. In a healthy run it may rise again while the targets grow richer: "
-            "a falling loss alone proves nothing.",
-            ("loss", *history.names("loss_")),
+            "With its terms, if there are several. In a healthy run it may rise again while the targets grow "
+            "richer: a falling loss alone proves nothing.",
+            ("loss", *(terms if len(terms) > 1 else [])),
             "loss",
             from_zero=False,
         ),

@@ -31,7 +31,7 @@ def render(run: Path, config: RunConfig, history: History, evaluations: dict[str
         title=config.name,
         path=run,
         started=_last_start(history),
-        status=_status(history, config),
+        status=status(history, config),
         num_alarms=sum(event.get("event") == "alarm" for event in history.events),
         facts=_facts(config, history),
         evaluations=[_evaluation_row(comparison) for comparison in evaluations.values()],
@@ -42,7 +42,8 @@ def render(run: Path, config: RunConfig, history: History, evaluations: dict[str
     )
 
 
-def _status(history: History, config: RunConfig) -> str:
+def status(history: History, config: RunConfig) -> str:
+    """Whether the run is finished, stopped, or how far it was seen."""
     step, last = history.train[-1]["step"], history.events[-1].get("event") if history.events else None
     if last == "done" or step >= config.training.max_steps:
         return "finished"

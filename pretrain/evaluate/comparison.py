@@ -97,7 +97,7 @@ def compare(
             num_test=len(test_features.labels),
             num_classes=num_classes,
             chance=1 / num_classes,
-            **_accuracies(protocol, bank_features, test_features, device),
+            **accuracies(protocol, bank_features, test_features, device),
         )
         for protocol in protocols
     ]
@@ -110,8 +110,15 @@ def _features(
         return extract(encoders, tqdm(batches, desc=f"encode {path}", unit="batch", disable=None), device)
 
 
-def _accuracies(protocol: Protocol, bank: Features, test: Features, device: torch.device) -> dict[str, Any]:
-    """The accuracy fields of a comparison."""
+def accuracies(protocol: Protocol, bank: Features, test: Features, device: torch.device) -> dict[str, Any]:
+    """The fields of a comparison that hold accuracies.
+
+    Args:
+        protocol: how to judge.
+        bank: by encoder ``trained`` and, for the baselines, ``untrained`` and ``pixels``.
+        test: of the same encoders.
+        device: where the protocol runs.
+    """
     labels, test_labels = bank.labels.to(device), test.labels.to(device)
 
     def judge(name: str, treatment: str = "standardised") -> float:

@@ -6,7 +6,7 @@ import pytest
 
 from deploy.report_figures import draw, panels
 from deploy.report_history import History
-from deploy.report_page import render
+from deploy.report_page import render, status
 from pretrain.evaluate.comparison import Comparison
 from pretrain.recipes.tiny import image_tiny
 
@@ -96,14 +96,9 @@ def test_curves_show_the_values(history: History) -> None:
 
 
 def test_status(history: History) -> None:
-    def badge() -> str:
-        found = re.search(r'<span class="badge[^>]*>(.*?)</span>', render(Path("r"), image_tiny(), history, {}))
-        assert found
-        return found[1]
-
     history.events = []
-    assert badge() == "last seen at step 30 of 2,000"
+    assert status(history, image_tiny()) == "last seen at step 30 of 2,000"
     history.events = [{"step": 30, "event": "stop", "message": "SIGTERM"}]
-    assert badge() == "stopped at step 30 of 2,000"
+    assert status(history, image_tiny()) == "stopped at step 30 of 2,000"
     history.events = [{"step": 30, "event": "done", "message": ""}]
-    assert badge() == "finished"
+    assert status(history, image_tiny()) == "finished"

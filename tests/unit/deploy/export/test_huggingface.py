@@ -9,7 +9,14 @@ from transformers import AutoImageProcessor, AutoModel
 
 from data_pipelines.config import ImageTransformConfig
 from data_pipelines.transforms.image import load_image
-from deploy.export.huggingface import difference, round_parameters, write_model, write_preprocessor
+from deploy.export.huggingface import (
+    difference,
+    round_parameters,
+    transformers_config,
+    write_model,
+    write_preprocessor,
+)
+from deploy.export.modeling_data2vec2 import Data2Vec2Model
 from model.config import AlibiConfig, EncoderConfig, ImageConfig, LossConfig, ModelConfig, TargetConfig
 from model.data2vec import Data2Vec
 from model.initialization import initialize
@@ -110,3 +117,15 @@ def test_preprocessor_equals_ours(tmp_path: Path, channels: int, side: int) -> N
     image.save(file, "png")
     theirs = AutoImageProcessor.from_pretrained(tmp_path)(image, return_tensors="np")["pixel_values"][0]
     numpy.testing.assert_allclose(theirs, load_image(file.getvalue(), config), atol=1e-6)
+
+
+def test_fresh_model_has_our_positions_and_initial_scales() -> None:
+    """Without weights to load, as when a user trains the class from scratch."""
+    ours = random_encoder(CONFIGS["alibi"])
+    fresh = Data2Vec2Model(transformers_config(CONFIGS["alibi"], torch.float32)).state_dict()
+    theirs = {name: value.shape for name, value in fresh.items()}
+    assert theirs == {name: value.shape for name, value in ours.state_dict().items()}
+    assert torch.equal(fresh["frontends.image.positions"], ours.state_dict()["frontends.image.positions"])
+    assert fresh["frontends.image.alibi_scale"].unique().tolist() == [1.0]
+    assert 0.015 < fresh["encoder.blocks.0.mlp.up.weight"].std() < 0.025
+    assert fresh["frontends.image.norm.bias"].abs().max() == 0
