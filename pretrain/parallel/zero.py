@@ -2,9 +2,11 @@
 
 import contextlib
 import fcntl
+import hashlib
 import io
 import logging
 import os
+import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,9 +30,14 @@ def _quiet() -> Iterator[None]:
 
 
 def extension_directory() -> Path:
-    """Where DeepSpeed's compiled operators are kept: private to this torch and Python."""
+    """Where DeepSpeed's compiled operators are kept: private to this torch and this environment.
+
+    Two environments that shared it would rebuild each other's operators at every start, for the paths of
+    their headers differ.
+    """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "data2vec-scale" / f"torch-{torch.__version__}-{sysconfig.get_python_version()}"
+    environment = hashlib.sha256(sys.prefix.encode()).hexdigest()[:12]
+    return cache / "data2vec-scale" / f"torch-{torch.__version__}-{environment}"
 
 
 def build_operators() -> None:
@@ -43,6 +50,8 @@ def build_operators() -> None:
     directory = extension_directory()
     directory.mkdir(parents=True, exist_ok=True)
     os.environ["TORCH_EXTENSIONS_DIR"] = str(directory)
+    # This environment's ninja always: another version would not trust what the last one built.
+    os.environ["PATH"] = f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ['PATH']}"
     with _quiet(), (directory / "build.lock").open("w") as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)
         for stale in directory.glob("*/lock"):
