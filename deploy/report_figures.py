@@ -112,7 +112,7 @@ def panels(history: History) -> list[Panel]:
         ),
         Panel(
             "Throughput",
-            "Samples per second of the whole run, and with them the floating-point rate of one device (mask-aware count).",
+            "Samples per second of the whole run, and so the floating-point rate of one device (mask-aware count).",
             ("samples_per_second",),
             "samples / s",
             ("tflops_per_second",),
