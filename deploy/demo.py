@@ -113,7 +113,9 @@ def _table(summary: dict) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m deploy.demo", description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = argparse.ArgumentParser(
+        prog="python -m deploy.demo", description=__doc__.splitlines()[0] if __doc__ else ""
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="default: runs/demo")
     parser.add_argument("--processes", type=int, default=2, help="training processes; default: 2")
     parser.add_argument("--seed", type=int, default=0, help="seed of the training run; default: 0")

@@ -1,5 +1,7 @@
 """Parameters and FLOPs as arithmetic on ``ModelConfig``. No torch."""
 
+import itertools
+
 from model.config import DecoderConfig, ModelConfig
 
 
@@ -15,7 +17,10 @@ def num_parameters(config: ModelConfig, *, with_decoders: bool = True) -> int:
         frontend += layers * (config.encoder.num_heads if image.alibi.per_head else 1)
     total = frontend + config.encoder.depth * block
     if with_decoders:
-        total += sum(c_out * (c_in // image.decoder.groups * image.decoder.kernel**2 + 1) for c_in, c_out in _widths(image.decoder, dim))
+        total += sum(
+            c_out * (c_in // image.decoder.groups * image.decoder.kernel**2 + 1)
+            for c_in, c_out in _widths(image.decoder, dim)
+        )
         total += image.decoder.dim * dim + dim
         if config.loss.reconstruction_weight > 0:
             total += dim * dim + dim
@@ -50,4 +55,4 @@ def _decoder_flops(config: ModelConfig) -> int:
 
 def _widths(decoder: DecoderConfig, dim: int) -> list[tuple[int, int]]:
     widths = [dim, *([decoder.dim] * decoder.num_layers)]
-    return list(zip(widths, widths[1:], strict=False))
+    return list(itertools.pairwise(widths))

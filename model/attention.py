@@ -22,7 +22,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Tokens (N, T, D) and bias None or (N or 1, H, T, T) fp32 -> (N, T, D)."""
         heads = self.qkv(x).unflatten(-1, (self.num_heads, 3, -1)).permute(3, 0, 2, 1, 4)
-        mixed = attend(*heads.unbind(0), bias)
+        query, key, value = heads.unbind(0)
+        mixed = attend(query, key, value, bias)
         return self.output(mixed.transpose(1, 2).flatten(2))
 
 

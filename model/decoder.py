@@ -1,5 +1,7 @@
 """Convolutional decoders: full sequences with noise at the removed tokens -> predictions of the target."""
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -37,8 +39,7 @@ class Decoder2d(nn.Module):
         self._grid_size = grid_size
         widths = [dim, *([config.dim] * config.num_layers)]
         self.layers = nn.ModuleList(
-            ConvLayer2d(before, after, config.kernel, config.groups)
-            for before, after in zip(widths, widths[1:], strict=False)
+            ConvLayer2d(before, after, config.kernel, config.groups) for before, after in itertools.pairwise(widths)
         )
         self.projection = nn.Linear(config.dim, dim)
 

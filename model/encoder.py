@@ -53,9 +53,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
 
-    def forward(
-        self, x: Tensor, bias: LayerBias, observe: Callable[[Tensor, Tensor], None] | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, bias: LayerBias, observe: Callable[[Tensor, Tensor], None] | None = None) -> Tensor:
         """Run all blocks.
 
         Args:

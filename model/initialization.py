@@ -9,6 +9,9 @@ from model.data2vec import Data2Vec
 from model.decoder import ConvLayer2d
 from model.modalities.base import Frontend
 
+_RESET = ("decoders.image.projection", "reconstruction")
+"""Linears that the reference resets to torch's default after its "BERT init"."""
+
 
 @torch.no_grad()
 def initialize(model: Data2Vec, seed: int) -> None:
@@ -19,17 +22,15 @@ def initialize(model: Data2Vec, seed: int) -> None:
         seed: of the run.
     """
     generator = torch.Generator().manual_seed(seed)
-    default_linears = {model.decoders["image"].projection} if hasattr(model, "decoders") else set()
-    if hasattr(model, "reconstruction"):
-        default_linears.add(model.reconstruction)
-    for module in model.modules():
+    for name, module in model.named_modules():
         if isinstance(module, Frontend):
             _frontend(module, model, generator)
-        elif isinstance(module, ConvLayer2d) or module in default_linears:
-            _torch_default(module.weight, module.bias, generator)
+        elif isinstance(module, ConvLayer2d) or (isinstance(module, nn.Linear) and name.endswith(_RESET)):
+            _torch_default(module, generator)
         elif isinstance(module, nn.Conv2d):  # the patch embedding
             fan_in, fan_out = module.weight[0].numel(), module.weight.shape[0]
             _uniform(module.weight, math.sqrt(6 / (fan_in + fan_out)), generator)
+            assert module.bias is not None
             _uniform(module.bias, 1 / math.sqrt(fan_in), generator)
         elif isinstance(module, nn.Linear):
             module.weight.normal_(0.0, model.config.encoder.init_std, generator=generator)
@@ -49,12 +50,12 @@ def _frontend(frontend: Frontend, model: Data2Vec, generator: torch.Generator) -
         frontend.alibi_scale.fill_(model.config.image.alibi.scale)
 
 
-def _torch_default(weight: Tensor, bias: Tensor | None, generator: torch.Generator) -> None:
+def _torch_default(module: nn.Conv2d | nn.Linear, generator: torch.Generator) -> None:
     """torch's own default for Linear and Conv: both uniform within 1 / sqrt(fan_in)."""
-    bound = 1 / math.sqrt(weight[0].numel())
-    _uniform(weight, bound, generator)
-    if bias is not None:
-        _uniform(bias, bound, generator)
+    bound = 1 / math.sqrt(module.weight[0].numel())
+    _uniform(module.weight, bound, generator)
+    assert module.bias is not None
+    _uniform(module.bias, bound, generator)
 
 
 def _uniform(tensor: Tensor, bound: float, generator: torch.Generator) -> None:

@@ -1,6 +1,6 @@
-"""Terms of the objective. Each is a sum with a count; the trainer divides by the global count (fairseq data2vec2.py)."""
+"""Terms of the objective: each a sum with a count; the trainer divides by the global count (data2vec2.py)."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,7 +11,8 @@ from model.data2vec import StudentOutput, patchify
 from model.masking import Views
 
 
-class LossTerm(NamedTuple):
+@dataclass(frozen=True)
+class LossTerm:
     """The run's loss is the sum over terms of ``weight * sum / count`` with global sums and counts."""
 
     sum: Tensor

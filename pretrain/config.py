@@ -72,9 +72,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         image, transform = self.model.image, self.data.image
         if transform.size != image.image_size:
-            raise RunError(
-                f"data.image.size: {transform.size} differs from model.image.image_size {image.image_size}"
-            )
+            raise RunError(f"data.image.size: {transform.size} differs from model.image.image_size {image.image_size}")
         if transform.channels != image.in_channels:
             raise RunError(
                 f"data.image.channels: {transform.channels} differs from model.image.in_channels {image.in_channels}"

@@ -60,6 +60,4 @@ def make_optimizer(
     groups = parameter_groups(student, teacher_names)
     if zero_stage == 0:
         return ClippingAdamW(groups, section)
-    return torch.optim.AdamW(
-        groups, lr=0.0, betas=section.betas, eps=section.eps, weight_decay=section.weight_decay
-    )
+    return torch.optim.AdamW(groups, lr=0.0, betas=section.betas, eps=section.eps, weight_decay=section.weight_decay)

@@ -52,9 +52,7 @@ def _train(
     config.training.microbatches(processes.world_size)
     from pretrain.build import build_trainer
 
-    trainer = build_trainer(
-        config, run_dir, processes, stop, resume=options.resume, user_deepspeed=user_deepspeed
-    )
+    trainer = build_trainer(config, run_dir, processes, stop, resume=options.resume, user_deepspeed=user_deepspeed)
     try:
         outcome = trainer.train()
     finally:

@@ -26,6 +26,9 @@ class Frontend(nn.Module):
     A modality defines ``tokens`` (raw input -> (B, T, D)), ``positions`` and, with ALiBi, ``distances``.
     """
 
+    positions: Tensor
+    """(1, T, D), added to the tokens; a modality registers it."""
+
     def __init__(
         self, encoder: EncoderConfig, *, prenet_depth: int, num_extra_tokens: int, alibi: AlibiConfig | None
     ) -> None:

@@ -11,8 +11,6 @@ from model.positions import alibi_2d, sincos_2d
 class ImageFrontend(Frontend):
     """Square images -> one token per patch, row by row."""
 
-    positions: Tensor
-
     def __init__(self, config: ImageConfig, encoder: EncoderConfig) -> None:
         """Args: the image side and the shared encoder."""
         super().__init__(
@@ -28,11 +26,12 @@ class ImageFrontend(Frontend):
             bias = alibi_2d(encoder.num_heads, config.grid_size, config.alibi.distance)
             self.register_buffer("_distances", bias, persistent=False)
 
+    _distances: Tensor
+
     def tokens(self, source: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, T, D)."""
         return self.patch(source).flatten(2).transpose(1, 2)
 
     def distances(self) -> Tensor:
         """(H, T, T) fp32."""
-        distances: Tensor = self._distances  # type: ignore[assignment]
-        return distances.to(torch.float32)
+        return self._distances.to(torch.float32)

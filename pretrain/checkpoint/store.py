@@ -77,7 +77,7 @@ def locate(path: Path) -> Path:
 
 def newest_whole(run_dir: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint whose files match their checksums, and why newer ones were passed over."""
-    refused = []
+    refused: list[str] = []
     for candidate in reversed(complete_checkpoints(run_dir)):
         try:
             problem = damage(candidate, Manifest.read(candidate).files)

@@ -22,6 +22,4 @@ def make_groups() -> ProcessGroups:
     world = dist.group.WORLD
     assert world is not None, "torch.distributed is not initialised"
     control = dist.new_group(backend="gloo")
-    return ProcessGroups(
-        dp_group=world, control_group=control, dp_rank=dist.get_rank(), dp_size=dist.get_world_size()
-    )
+    return ProcessGroups(dp_group=world, control_group=control, dp_rank=dist.get_rank(), dp_size=dist.get_world_size())

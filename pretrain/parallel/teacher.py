@@ -2,8 +2,9 @@
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
+from model.data2vec import Data2Vec
 from model.ema import lerp_
 from pretrain.parallel.fragments import FlatGroup, Fragment
 from pretrain.parallel.groups import ProcessGroups
@@ -22,9 +23,7 @@ class ShardedTeacher:
         fragments: ``shard`` by parameter: (the student's fragment, the teacher's view of the same elements).
     """
 
-    def __init__(
-        self, module: nn.Module, layout: FlatGroup, fragments: list[Fragment], groups: ProcessGroups
-    ) -> None:
+    def __init__(self, module: Data2Vec, layout: FlatGroup, fragments: list[Fragment], groups: ProcessGroups) -> None:
         """Start as a copy of the student.
 
         Args:
@@ -44,8 +43,7 @@ class ShardedTeacher:
             parameters[place.name].data = self._whole[place.offset : place.offset + place.numel].view(place.shape)
         self.shard = torch.zeros(layout.shard_numel, dtype=torch.float32, device=some.device)
         self.fragments: list[tuple[Fragment, Tensor]] = [
-            (piece, self.shard[piece.shard_offset : piece.shard_offset + piece.master.numel()])
-            for piece in fragments
+            (piece, self.shard[piece.shard_offset : piece.shard_offset + piece.master.numel()]) for piece in fragments
         ]
         self._pending: dist.Work | None = None
         self.copy_student()
@@ -73,7 +71,7 @@ class ShardedTeacher:
             self._whole, self.shard.to(self._whole.dtype), group=self._groups.dp_group, async_op=True
         )
 
-    def ready(self) -> nn.Module:
+    def ready(self) -> Data2Vec:
         """``module``, with the weights of the last update."""
         if self._pending is not None:
             self._pending.wait()

@@ -103,7 +103,7 @@ class StudentEngine:
             groups: the data-parallel ranks.
             autocast: precision of the arithmetic where the weights stay fp32 (bf16 at stage 0), or None.
         """
-        self._names = {parameter: name for name, parameter in student.named_parameters()}
+        self._names: dict[Tensor, str] = {parameter: name for name, parameter in student.named_parameters()}
         self._autocast = autocast
         self._device = next(student.parameters()).device
         with _quiet():
@@ -203,7 +203,7 @@ class StudentEngine:
         weights, members, partitions = self._handles()
         for number, (whole, parameters, partition) in enumerate(zip(weights, members, partitions, strict=True)):
             placements = tuple(
-                Placement(self._names[p], tuple(p.shape), p.data.storage_offset() - whole.storage_offset())
+                Placement(self._names[p], tuple(p.shape), int(p.data.storage_offset() - whole.storage_offset()))
                 for p in parameters
             )
             layout = FlatGroup(placements, partition.numel())

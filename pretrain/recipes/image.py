@@ -1,5 +1,6 @@
 """Image recipes of data2vec 2.0. ``[yaml]`` marks values of fairseq ``examples/data2vec/config/v2``
-(``{base,large,huge,huge14}_images_only_task.yaml``), ``[paper]`` those of arXiv 2212.07525, ``[ours]`` our own."""
+(``{base,large,huge,huge14}_images_only_task.yaml``), ``[paper]`` those of arXiv 2212.07525, ``[ours]`` our own.
+"""
 
 from data_pipelines.config import DataConfig, ImageTransformConfig
 from model.config import DecoderConfig, EncoderConfig, ImageConfig, LossConfig, MaskConfig, ModelConfig, TargetConfig

@@ -66,7 +66,10 @@ def train_and_follow(trainer: Trainer, run: RunConfig) -> dict:
     module = trainer._teacher.ready()
     whole = {name: p.detach() for name, p in module.named_parameters()}
     gathered = max(
-        (whole[piece.name].reshape(-1)[piece.start : piece.stop] - average.to(whole[piece.name].dtype)).abs().max().item()
+        (whole[piece.name].reshape(-1)[piece.start : piece.stop] - average.to(whole[piece.name].dtype))
+        .abs()
+        .max()
+        .item()
         for piece, average in trainer._teacher.fragments
     )
     return {

@@ -8,8 +8,8 @@ import torch
 
 from pretrain.checkpoint.store import locate
 from pretrain.checkpoint.weights import read_weights
-from tests.distributed.layout_worker import STEPS
 from tests.distributed.launch import run_ranks, train_records
+from tests.distributed.layout_worker import STEPS
 
 CASES = ["0:fp32", "1:fp32", "2:fp32", "0:bf16", "1:bf16", "2:bf16"]
 

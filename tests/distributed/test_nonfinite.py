@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.layout_worker import STEPS
 from tests.distributed.launch import run_ranks
+from tests.distributed.layout_worker import STEPS
 
 
 def run(shards: Path, run_dir: Path, case: str, poisoned: list[int]) -> tuple[dict, list[str]]:

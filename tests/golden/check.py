@@ -81,7 +81,9 @@ def forward_and_backward(case: Case) -> dict[str, float]:
             shuffled = name.startswith("student.") and ours.shape[1] != case.tensors["mask"].shape[1]
             theirs = case.ascending(case.tensors[name]) if shuffled else case.tensors[name]
             different[name] = relative(ours, theirs)
-    return different | losses_and_gradients(case, student, objective(case.config, out, goal.targets, views, case.source))
+    return different | losses_and_gradients(
+        case, student, objective(case.config, out, goal.targets, views, case.source)
+    )
 
 
 def target_layers(case: Case, seen: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -20,7 +20,9 @@ class Recorder:
         self._keep(frontend.patch, lambda out: {f"{prefix}.local_encoder": out.flatten(2).transpose(1, 2)})
         self._keep(frontend.norm, lambda out: {f"{prefix}.context_out": out})  # without prenet blocks
         for i, block in enumerate(frontend.blocks):
-            self._keep(block, lambda out, i=i: self._block(f"{prefix}.prenet{i}", out) | {f"{prefix}.context_out": out[0]})
+            self._keep(
+                block, lambda out, i=i: self._block(f"{prefix}.prenet{i}", out) | {f"{prefix}.context_out": out[0]}
+            )
         for i, block in enumerate(model.encoder.blocks):
             self._keep(block, lambda out, i=i: self._block(f"{prefix}.block{i}", out))
         if hasattr(model, "decoders"):
@@ -33,7 +35,9 @@ class Recorder:
     def __enter__(self) -> "Recorder":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for handle in self._handles:
             handle.remove()
 

@@ -22,7 +22,9 @@ def test_committed_case(capsys: pytest.CaptureFixture[str]) -> None:
     status, (case,) = results(HERE, capsys)
     assert status == 0, case["beyond"]
     assert case["case"] == "image/mini"
-    assert {"targets", "pred_masked", "student.encoder_out", "loss", "loss.cls", "features.x"} <= case["difference"].keys()
+    assert {"targets", "pred_masked", "student.encoder_out", "loss", "loss.cls", "features.x"} <= case[
+        "difference"
+    ].keys()
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="shared/golden is not beside the repository")

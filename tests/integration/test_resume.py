@@ -86,7 +86,9 @@ def test_killed_run_goes_on_as_if_nothing_had_happened(
     for process in ranks:
         process.kill()
         process.wait()
-    assert [path.name for path in complete_checkpoints(killed)] == ["step-00000010"], "killed too late to prove anything"
+    assert [path.name for path in complete_checkpoints(killed)] == ["step-00000010"], (
+        "killed too late to prove anything"
+    )
     run_ranks("deploy.cli", arguments(digit_shards, killed, *options), num_processes)
     assert_same_run(killed, unbroken)
     assert (killed / "DONE").exists() and not (killed / "RESUME").exists()

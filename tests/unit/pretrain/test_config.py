@@ -82,7 +82,9 @@ def test_unknown_recipe_suggests() -> None:
 
 def test_differences_ignore_what_a_resume_may_change() -> None:
     saved = recipe("image-base")
-    moved = with_overrides(saved, ["--data.path", "/elsewhere", "--parallel.zero-stage", "2", "--logging.every-steps", "1"])
+    moved = with_overrides(
+        saved, ["--data.path", "/elsewhere", "--parallel.zero-stage", "2", "--logging.every-steps", "1"]
+    )
     assert differences(saved, moved, RESUME_MAY_CHANGE) == []
     changed = with_overrides(saved, ["--optim.lr", "2e-3"])
     assert differences(saved, changed, RESUME_MAY_CHANGE) == ["optim.lr: 0.001 -> 0.002"]
