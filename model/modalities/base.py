@@ -35,7 +35,7 @@ class Frontend(nn.Module):
         """Args: the encoder's config; blocks, extra tokens and bias of this modality."""
         super().__init__()
         self.num_extra_tokens = num_extra_tokens
-        self._alibi = alibi
+        self.alibi = alibi
         if num_extra_tokens:
             self.extra_tokens = nn.Parameter(torch.empty(1, num_extra_tokens, encoder.dim))
         if alibi is not None:
@@ -50,8 +50,8 @@ class Frontend(nn.Module):
         """Raw input -> tokens (B, T, D) before positions."""
         raise NotImplementedError
 
-    def distances(self) -> Tensor:
-        """ALiBi's bias (H, T, T) before the scale."""
+    def distances(self, device: torch.device) -> Tensor:
+        """ALiBi's bias (H, T, T) fp32 before the scale."""
         raise NotImplementedError
 
     def contextualize(self, tokens: Tensor, views: Views | None) -> Context:
@@ -74,9 +74,9 @@ class Frontend(nn.Module):
         return Context(x, lambda number: bias(len(self.blocks) + number))
 
     def _layer_bias(self, views: Views | None) -> LayerBias:
-        if self._alibi is None:
+        if self.alibi is None:
             return lambda number: None
-        whole = self.distances().unsqueeze(0)
+        whole = self.distances(self.alibi_scale.device).unsqueeze(0)
         if views is not None:
             whole = whole.expand(views.kept.shape[0], -1, -1, -1)
             rows = views.kept[:, None, :, None].expand(-1, whole.shape[1], -1, whole.shape[-1])

@@ -22,16 +22,14 @@ class ImageFrontend(Frontend):
         size = config.patch_size
         self.patch = nn.Conv2d(config.in_channels, encoder.dim, kernel_size=size, stride=size)
         self.register_buffer("positions", sincos_2d(config.grid_size, encoder.dim))
-        if config.alibi is not None:
-            bias = alibi_2d(encoder.num_heads, config.grid_size, config.alibi.distance)
-            self.register_buffer("_distances", bias, persistent=False)
-
-    _distances: Tensor
+        self._grid_size = config.grid_size
+        self._num_heads = encoder.num_heads
 
     def tokens(self, source: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, T, D)."""
         return self.patch(source).flatten(2).transpose(1, 2)
 
-    def distances(self) -> Tensor:
-        """(H, T, T) fp32."""
-        return self._distances.to(torch.float32)
+    def distances(self, device: torch.device) -> Tensor:
+        """(H, T, T) fp32; made anew, for a buffer would be rounded with the weights to bf16."""
+        assert self.alibi is not None
+        return alibi_2d(self._num_heads, self._grid_size, self.alibi.distance).to(device)
