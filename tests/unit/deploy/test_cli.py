@@ -90,4 +90,6 @@ def test_deepspeed_puts_its_argument_first(capsys: pytest.CaptureFixture[str]) -
 
 def run(arguments: list[str], ranks: dict[str, str]) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")} | ranks
-    return subprocess.run([sys.executable, "-m", "deploy.cli", *arguments], env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", "deploy.cli", *arguments], env=environment, capture_output=True, text=True
+    )
