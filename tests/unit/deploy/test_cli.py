@@ -3,11 +3,16 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
-from deploy import cli
+from data_pipelines.errors import DataError
+from deploy import cli, report
+from model.config import ConfigError
+from pretrain.errors import RunError
 
 HEAVY = ("torch", "numpy", "transformers", "matplotlib", "PIL", "sklearn", "deepspeed")
 HELP = [["--help"], *([name, "--help"] for name in cli.COMMANDS), ["train", "image-base", "--help"]]
@@ -75,17 +80,58 @@ def test_global_batch_must_divide_over_the_ranks(tmp_path: Path) -> None:
     assert "[rank 2] training.global_batch_size: 32 is not divisible by the 3" in process.stderr
 
 
-def test_closed_pipe_is_quiet() -> None:
+@pytest.mark.parametrize("arguments", [["train", "image-base", "--help"], ["--version"]], ids=" ".join)
+def test_closed_pipe_is_quiet(arguments: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
     process = subprocess.run(
-        f"{sys.executable} -m deploy.cli train image-base --help | head -1", shell=True, capture_output=True, text=True
+        [sys.executable, "-m", "deploy.cli", *arguments], stdout=writer, stderr=subprocess.PIPE, text=True
     )
-    assert process.stderr == ""
-    assert process.stdout.startswith("usage:")
+    os.close(writer)
+    assert (process.returncode, process.stderr) == (0, "")
+
+
+def test_version_is_the_installed_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"d2v {version('data2vec-scale')}\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (KeyboardInterrupt(), 130, ""),
+        (ConfigError("a"), 2, "d2v: error: a\n"),
+        (DataError("b"), 2, "d2v: error: b\n"),
+        (RunError("c"), 2, "d2v: error: c\n"),
+        (PermissionError(13, "Permission denied", "/file"), 2, "d2v: error: /file: Permission denied\n"),
+    ],
+    ids=repr,
+)
+def test_errors_of_the_user_become_a_status(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException, status: int, line: str
+) -> None:
+    monkeypatch.setattr(report, "main", raising(error))
+    assert cli.main(["report", "run"]) == status
+    assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), OSError(5, "no file in it"), SystemExit(3)], ids=repr)
+def test_our_own_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    monkeypatch.setattr(report, "main", raising(error))
+    with pytest.raises(type(error)):
+        cli.main(["report", "run"])
 
 
 def test_deepspeed_puts_its_argument_first(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--local_rank=1", "train", "image-nope"]) == 2
     assert "unknown recipe" in capsys.readouterr().err
+
+
+def raising(error: BaseException) -> Callable[[list[str]], int]:
+    def command(argv: list[str]) -> int:
+        raise error
+
+    return command
 
 
 def run(arguments: list[str], ranks: dict[str, str]) -> subprocess.CompletedProcess[str]:
