@@ -62,12 +62,14 @@ def load_image(
         box = centre_box(*image.size)
     with _decoding():
         image = _resized_crop(image, box, config)
-    pixels = np.asarray(image, dtype=np.float32).reshape(config.size, config.size, config.channels)
+    values = np.asarray(image).reshape(config.size, config.size, config.channels)
     if generator is not None and generator.random() < config.flip_prob:
-        pixels = pixels[:, ::-1]
-    mean, std = np.array(config.mean, np.float32), np.array(config.std, np.float32)
-    pixels = (pixels / np.float32(255) - mean) / std
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+        values = values[:, ::-1]
+    pixels = np.ascontiguousarray(values.transpose(2, 0, 1)).astype(np.float32)
+    pixels /= np.float32(255)
+    pixels -= np.array(config.mean, np.float32)[:, None, None]
+    pixels /= np.array(config.std, np.float32)[:, None, None]
+    return pixels
 
 
 def open_image(data: bytes, max_pixels: int) -> Image.Image:
