@@ -1,12 +1,11 @@
 """``d2v prepare KIND ...``: raw files -> shards with an index."""
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_pipelines.config import ImageTransformConfig
-from deploy.arguments import positive_int
+from deploy.arguments import positive_int, workers_parser
 from deploy.progress import Progress, counted, readable_bytes
 
 if TYPE_CHECKING:
@@ -73,13 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         "finished shards are kept.",
     )
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
-    workers = argparse.ArgumentParser(add_help=False)
-    workers.add_argument(
-        "--workers",
-        type=positive_int,
-        default=len(os.sched_getaffinity(0)),
-        help="processes; default: one per core",
-    )
+    workers = workers_parser()
     images = kinds.add_parser("images", parents=[workers], help="image files, one folder per class, or tar archives")
     images.add_argument(
         "source",

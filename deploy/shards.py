@@ -1,12 +1,11 @@
 """``d2v shards index / info / verify / preview PATH``: tools for tar shards."""
 
 import argparse
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from deploy.arguments import positive_int
+from deploy.arguments import positive_int, workers_parser
 from deploy.progress import Progress, counted, readable_bytes
 from pretrain.recipes.registry import RECIPES
 
@@ -137,13 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     tools = parser.add_subparsers(dest="tool", metavar="TOOL", required=True)
     path = argparse.ArgumentParser(add_help=False)
     path.add_argument("path", metavar="PATH", help="a folder of shards, one .tar, or a brace range of them")
-    workers = argparse.ArgumentParser(add_help=False)
-    workers.add_argument(
-        "--workers",
-        type=positive_int,
-        default=len(os.sched_getaffinity(0)),
-        help="processes; default: one per core",
-    )
+    workers = workers_parser()
     index = tools.add_parser("index", parents=[path, workers], help="write the index that shards of others lack")
     index.add_argument("--force", action="store_true", help="write all anew; what is damaged now counts as right then")
     tools.add_parser("info", parents=[path], help="what the shards hold")
