@@ -22,7 +22,9 @@ class Progress:
             from tqdm import tqdm
 
             in_bytes = unit == "B"
-            self._bar = tqdm(desc=title, total=total, unit=unit, unit_scale=in_bytes, unit_divisor=1024)
+            self._bar = tqdm(
+                desc=title, total=total, unit="B" if in_bytes else f" {unit}", unit_scale=in_bytes, unit_divisor=1024
+            )
 
     def __enter__(self) -> Self:
         return self
