@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     phases = {
         "prepare": [_d2v("prepare", "digits", f"{shards}")],
         "pretrain": [_deepspeed(options.processes, run, shards, options.seed, options.overrides)],
-        "evaluate": [_d2v("eval", "knn", f"{run}", *labelled), _d2v("eval", "probe", f"{run}", *labelled)],
+        "evaluate": [_d2v("eval", "all", f"{run}", *labelled)],
         "export": [_d2v("export", "hf", f"{run}", f"{export}")],
         "report": [_d2v("report", f"{run}")],
     }

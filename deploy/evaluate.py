@@ -17,31 +17,32 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str]) -> int:
-    """Judge a checkpoint by one protocol and print the table; returns the exit status."""
+    """Judge a checkpoint by one protocol, or by all in one pass, and print the tables; returns the exit status."""
     arguments = _parser().parse_args(argv)
 
     from pretrain.evaluate import protocols
     from pretrain.evaluate.comparison import compare
 
-    if arguments.protocol == "knn":
-        protocol = protocols.knn(num_neighbours=arguments.k, temperature=arguments.temperature)
-    else:
-        protocol = protocols.probe(l2=arguments.l2)
+    chosen = []
+    if arguments.protocol in ("knn", "all"):
+        chosen.append(protocols.knn(num_neighbours=arguments.k, temperature=arguments.temperature))
+    if arguments.protocol in ("probe", "all"):
+        chosen.append(protocols.probe(l2=arguments.l2))
     if arguments.json:
         read_evaluations(arguments.json)  # a wrong file is named now, not after the work
-    (comparison,) = compare(
+    comparisons = compare(
         arguments.checkpoint,
         arguments.bank,
         arguments.test,
-        [protocol],
+        chosen,
         device=_device(arguments.device),
         source=arguments.source,
         baselines=arguments.baselines,
         batch_size=arguments.batch_size,
     )
-    print(table(comparison))
+    print("\n".join(table(comparison) for comparison in comparisons))
     if arguments.json:
-        write_evaluations(arguments.json, [comparison])
+        write_evaluations(arguments.json, comparisons)
     return 0
 
 
@@ -115,11 +116,15 @@ def _parser() -> argparse.ArgumentParser:
         description="Judge frozen features: last block of the unmasked encoder, mean over the patches, standardised.",
     )
     kinds = parser.add_subparsers(dest="protocol", required=True, metavar="PROTOCOL")
-    knn = kinds.add_parser("knn", parents=[shared], help="k nearest neighbours by cosine similarity")
-    knn.add_argument("--k", type=positive_int, default=20, help="neighbours that vote; default: 20")
-    knn.add_argument("--temperature", type=float, default=0.07, help="votes weigh exp(cosine / T); default: 0.07")
-    probe = kinds.add_parser("probe", parents=[shared], help="linear probe: multinomial logistic regression")
-    probe.add_argument("--l2", type=float, default=1e-3, help="strength of the weight penalty; default: 0.001")
+    neighbours, regression = argparse.ArgumentParser(add_help=False), argparse.ArgumentParser(add_help=False)
+    neighbours.add_argument("--k", type=positive_int, default=20, help="neighbours that vote; default: 20")
+    neighbours.add_argument(
+        "--temperature", type=float, default=0.07, help="votes weigh exp(cosine / T); default: 0.07"
+    )
+    regression.add_argument("--l2", type=float, default=1e-3, help="strength of the weight penalty; default: 0.001")
+    kinds.add_parser("knn", parents=[shared, neighbours], help="k nearest neighbours by cosine similarity")
+    kinds.add_parser("probe", parents=[shared, regression], help="linear probe: multinomial logistic regression")
+    kinds.add_parser("all", parents=[shared, neighbours, regression], help="both, encoding the images once")
     return parser
 
 

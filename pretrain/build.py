@@ -40,7 +40,8 @@ def choose_device(processes: Processes) -> tuple[torch.device, str]:
     On a CPU the cores are shared out among the processes of the machine unless OMP_NUM_THREADS says otherwise.
     """
     if torch.cuda.is_available():
-        device = torch.device("cuda", processes.local_rank)
+        # srun --gpus-per-task=1 shows each process its own device only, as number 0
+        device = torch.device("cuda", processes.local_rank if torch.cuda.device_count() > 1 else 0)
         torch.cuda.set_device(device)
         return device, "nccl"
     if "OMP_NUM_THREADS" not in os.environ or processes.local_size > 1:

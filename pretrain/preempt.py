@@ -39,3 +39,9 @@ def mark(run_dir: Path, *, done: bool) -> None:
     temporary.touch()
     os.replace(temporary, run_dir / made)
     (run_dir / other).unlink(missing_ok=True)
+
+
+def unmark(run_dir: Path) -> None:
+    """Remove both markers when a run starts or goes on: a crash must not leave an old one behind."""
+    for name in ("DONE", "RESUME"):
+        (run_dir / name).unlink(missing_ok=True)

@@ -53,8 +53,13 @@ def _train(
     from pretrain.build import build_trainer
 
     trainer = build_trainer(config, run_dir, processes, stop, resume=options.resume, user_deepspeed=user_deepspeed)
+    if processes.rank == 0:
+        preempt.unmark(run_dir)
     try:
         outcome = trainer.train()
+    except ValueError as error:
+        trainer.fail(error)
+        raise
     finally:
         trainer.close()
     if processes.rank == 0:

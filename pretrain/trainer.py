@@ -83,9 +83,10 @@ class Trainer:
         self._stop = stop
         self.state = state
         self._save = save
-        self._saved_step: int | None = None
+        self._saved_step = state.step or None  # a resumed step is on disk already
         self._meter = LossMeter(device)
         self._spread = SpreadMeter()
+        self._rejected: set[str] = set()
         self._skipped_in_a_row = 0
         self._lr = 0.0
         self._num_microbatches = sections.training.microbatches(groups.dp_size)[1]
@@ -113,6 +114,10 @@ class Trainer:
         self._checkpoint()
         self._log.event(self.state.step, "done", f"{max_steps} steps")
         return "done"
+
+    def fail(self, error: Exception) -> None:
+        """Put the error that ends the run into its log."""
+        self._log.event(self.state.step, "error", str(error))
 
     def close(self) -> None:
         """End the loader's workers and the log's sinks."""
@@ -232,8 +237,10 @@ class Trainer:
             )
 
     def _note_rejected(self, batch: Batch) -> None:
-        for reason in batch.rejected:
+        for reason in set(batch.rejected) - self._rejected:
+            self._rejected.add(reason)
             self._log.quarantine(reason)
+            self._log.event(self.state.step, "quarantine", reason)
 
     def _checkpoint(self) -> None:
         if self._saved_step == self.state.step:

@@ -52,11 +52,11 @@ def image_tiny() -> RunConfig:
             num_workers=1,
         ),
         optim=OptimSection(lr=3e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.05, clip_norm=4.0),  # [demo]
-        schedule=ScheduleSection(warmup_steps=200),  # [demo] 10 % of the steps
-        ema=EmaSection(start=0.97, end=0.995, anneal_steps=600),  # [demo] 30 % of the steps
+        schedule=ScheduleSection(warmup_steps=160),  # [demo] 10 % of the steps
+        ema=EmaSection(start=0.97, end=0.995, anneal_steps=480),  # [demo] 30 % of the steps
         precision=PrecisionSection(dtype="bf16"),
         parallel=ParallelSection(zero_stage=1),
-        training=TrainingSection(max_steps=2_000, global_batch_size=32, seed=0),  # [demo]
+        training=TrainingSection(max_steps=1_600, global_batch_size=32, seed=0),  # [demo]
         checkpoint=CheckpointSection(every_steps=500, keep=2),
         health=HealthSection(every_steps=100, after_steps=500),
         logging=LoggingSection(every_steps=50),
