@@ -24,9 +24,10 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     arguments = sorted(arguments, key=lambda word: word.startswith("--local_rank="))  # deepspeed puts it first
     try:
-        status = _dispatch(arguments)
-        sys.stdout.flush()  # a closed pipe shows here, not when the interpreter ends
-        return status
+        try:
+            return _dispatch(arguments)
+        finally:
+            sys.stdout.flush()  # a closed pipe shows here, not when the interpreter ends
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

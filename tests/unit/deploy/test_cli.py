@@ -80,12 +80,15 @@ def test_global_batch_must_divide_over_the_ranks(tmp_path: Path) -> None:
     assert "[rank 2] training.global_batch_size: 32 is not divisible by the 3" in process.stderr
 
 
-@pytest.mark.parametrize("arguments", [["train", "image-base", "--help"], ["--version"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [["train", "image-base", "--help"], ["--version"], ["eval", "--help"]], ids=" ".join
+)
 def test_closed_pipe_is_quiet(arguments: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     process = subprocess.run(
-        [sys.executable, "-m", "deploy.cli", *arguments], stdout=writer, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "deploy.cli", *arguments], env=buffered, stdout=writer, stderr=subprocess.PIPE, text=True
     )
     os.close(writer)
     assert (process.returncode, process.stderr) == (0, "")
