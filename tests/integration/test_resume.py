@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,6 +95,24 @@ def test_killed_run_goes_on_as_if_nothing_had_happened(
     assert (killed / "DONE").exists() and not (killed / "RESUME").exists()
 
 
+def test_resume_on_another_layout(tmp_path: Path, digit_shards: Path) -> None:
+    """One process at ZeRO 1 goes on as two at ZeRO 2, and the other way round: the unbroken run's losses."""
+    one, two = ["--parallel.zero-stage=1"], ["--parallel.zero-stage=2"]
+    fp32 = "--precision.dtype=fp32"
+    unbroken = tmp_path / "unbroken"
+    run_ranks("deploy.cli", arguments(digit_shards, unbroken, fp32, *one), 1)
+    expected = {record["step"]: record["loss"] for record in train_records(unbroken)}
+    for first, second in (((one, 1), (two, 2)), ((two, 2), (one, 1))):
+        moved = tmp_path / f"moved-{first[1]}"
+        shutil.copytree(step_of(unbroken, 10, first, tmp_path, digit_shards), moved)
+        options, num_processes = second
+        run_ranks("deploy.cli", arguments(digit_shards, moved, fp32, *options), num_processes)
+        seen = {record["step"]: record["loss"] for record in train_records(moved)}
+        assert sorted(seen) == list(range(11, STEPS + 1))
+        for step, loss in seen.items():
+            assert loss == pytest.approx(expected[step], rel=1e-5)
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
 def test_signal_saves_and_exits_0(tmp_path: Path, digit_shards: Path, name: str) -> None:
     run_dir = tmp_path / "run"
@@ -143,6 +162,19 @@ def test_other_config_is_refused(tmp_path: Path, digit_shards: Path) -> None:
     assert process.returncode == 2
     assert len(process.stderr.strip().splitlines()) == 1
     assert "optim.lr: 0.003 -> 0.5" in process.stderr
+
+
+def step_of(unbroken: Path, step: int, layout: tuple[list[str], int], tmp_path: Path, digit_shards: Path) -> Path:
+    """A run directory that holds only the checkpoint of ``step``, written by ``layout``."""
+    options, num_processes = layout
+    source = unbroken
+    if num_processes > 1:
+        source = tmp_path / "written-by-two"
+        run_ranks("deploy.cli", arguments(digit_shards, source, "--precision.dtype=fp32", *options), num_processes)
+    kept = tmp_path / f"only-{num_processes}"
+    name = f"step-{step:08d}"
+    shutil.copytree(source / "checkpoints" / name, kept / "checkpoints" / name)
+    return kept
 
 
 def wait_for_step(run_dir: Path, step: int, seconds: float = 120) -> None:

@@ -117,6 +117,14 @@ def test_probe_equals_scikit_learn(run: Path, digits: Path, tmp_path: Path) -> N
     assert content["probe"]["pixels"] == pytest.approx(expected["standardised"], abs=1 / 64 + 1e-9)
 
 
+def test_all_protocols_in_one_pass_give_the_same_numbers(run: Path, digits: Path, tmp_path: Path) -> None:
+    single, both = tmp_path / "single.json", tmp_path / "both.json"
+    for protocol in ("knn", "probe"):
+        assert main(["eval", protocol, str(run), *labelled(digits), "--json", str(single)]) == 0
+    assert main(["eval", "all", str(run), *labelled(digits), "--json", str(both)]) == 0
+    assert json.loads(both.read_text()) == json.loads(single.read_text())
+
+
 def test_report_of_a_real_run(run: Path, digits: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
