@@ -37,6 +37,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, digit_shards: Path) -> Path:
                 "--schedule.warmup-steps=2",
                 "--precision.dtype=fp32",
                 "--logging.every-steps=1",
+                "--logging.tensorboard=false",
             ],
             env=environment,
             cwd=REPOSITORY,

@@ -31,6 +31,7 @@ def arguments(shards: Path, run_dir: Path, *extra: str) -> list[str]:
         "--schedule.warmup-steps=3",
         "--logging.every-steps=1",
         "--health.every-steps=5",
+        "--logging.tensorboard=false",
         "--checkpoint.every-steps=10",
         "--checkpoint.keep=10",
         *extra,
