@@ -1,6 +1,6 @@
 # Each target sets up its own .venv; nothing is installed outside it.
 # The first of these that really starts: a version manager's stand-in may be on PATH without its Python.
-PYTHON ?= $(shell for name in python3.12 python3.11 python3; do $$name -c '' 2>/dev/null && command -v $$name && break; done)
+PYTHON ?= $(or $(shell for name in python3.12 python3.11 python3; do $$name -c '' 2>/dev/null && command -v $$name && break; done),python3)
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
