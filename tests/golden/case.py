@@ -50,7 +50,9 @@ class Case:
     def teacher(self) -> Data2Vec:
         """Our teacher with the case's weights."""
         teacher = Data2Vec(self.config, with_decoders=False)
-        teacher.load_state_dict(self.group("ema"))
+        # the reference's teacher drags the reconstruction's linear along, which nothing reads
+        averages = self.group("ema").items()
+        teacher.load_state_dict({name: value for name, value in averages if not name.startswith("reconstruction.")})
         return teacher.eval()
 
     @property
@@ -66,6 +68,9 @@ class Case:
 
     def noise(self, views: Views) -> Tensor:
         """The decoder's noise (N, R, D), in the order of ``views.removed``."""
+        if "noise.flat" not in self.tensors:
+            full = self.tensors["noise.full"]
+            return full.gather(1, views.removed.unsqueeze(-1).expand(-1, -1, full.shape[-1]))
         flat, restore = self.tensors["noise.flat"], self.tensors["ids_restore"]
         num_kept = restore.shape[1] - flat.shape[1]
         index = restore.gather(1, views.removed) - num_kept  # place of a token in the reference's shuffled tail

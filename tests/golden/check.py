@@ -98,7 +98,9 @@ def losses_and_gradients(case: Case, student: Data2Vec, terms: dict) -> dict[str
     """Each term of the reference's summed loss, and the gradient of their sum."""
     sample_size = terms["regression"].count
     # the reference sums its terms over tokens and divides by their number; cls_rows are this case's rows
-    weighted = {name: term.weight * term.sum / term.count * sample_size for name, term in terms.items()}
+    weighted = {
+        name: term.weight * term.sum / term.count * sample_size for name, term in terms.items() if term.weight > 0
+    }
     theirs = {name.removeprefix("IMAGE_"): value for name, value in case.facts["losses_sum"].items()}
     theirs = {{"recon": "reconstruction"}.get(name, name): value for name, value in theirs.items()}
     total = torch.stack(list(weighted.values())).sum()
@@ -128,6 +130,7 @@ def teacher_average(case: Case) -> dict[str, float]:
             student[name] = student[name] - 0.5 * gradient / case.facts["sample_size"]
         tau = ema.decay(update, schedule["ema_decay"], schedule["ema_end_decay"], schedule["ema_anneal_end_step"])
         names = [name for name in average if name in gradients]
+        average |= {name: student[name] for name in average if name not in gradients}  # copied, as the positions are
         ema.lerp_([average[name] for name in names], [student[name] for name in names], tau)
         for name, theirs in case.group(f"ema_after{update}").items():
             different[f"ema_after{update}.{name}"] = relative(average[name], theirs)
