@@ -4,7 +4,6 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -15,9 +14,9 @@ from data_pipelines.config import ImageTransformConfig
 from data_pipelines.loader import build_loader
 from data_pipelines.reader import Reader
 from data_pipelines.shards.manifest import read_classes
-from model.masking import block_masks_2d
 from pretrain.config import RunConfig
 from pretrain.recipes.registry import recipe
+from pretrain.task import mask_function
 
 _NUM_VIEWS = 3
 _NUM_COLUMNS = 2
@@ -50,16 +49,10 @@ def write_preview(path: str, recipe_name: str, num_samples: int, out: Path) -> N
 
 
 def _first_batch(config: RunConfig, path: str, num_samples: int) -> Batch:
-    image = config.model.image
-
-    def masks(key: int) -> Tensor:
-        generator = torch.Generator().manual_seed(key)
-        return block_masks_2d(config.model.num_views, image.grid_size, image.mask, generator)
-
     loader = build_loader(
         dataclasses.replace(config.data, path=path, num_workers=0),
         seed=config.training.seed,
-        mask_function=masks,
+        mask_function=mask_function(config.model),
         dp_rank=0,
         dp_size=1,
         microbatch_size=num_samples,

@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from data_pipelines.atomic import replacing
 from data_pipelines.loader import Loader, build_loader
 from model.accounting import train_flops_per_sample
-from model.config import ModelConfig
 from model.data2vec import Data2Vec
 from model.initialization import initialize
-from model.masking import block_masks_2d
 from pretrain.checkpoint.manifest import Manifest
 from pretrain.checkpoint.state import TrainState, choose, restore, save
 from pretrain.checkpoint.weights import read_run_config
@@ -28,7 +26,7 @@ from pretrain.parallel.groups import ProcessGroups, make_groups
 from pretrain.parallel.teacher import ShardedTeacher
 from pretrain.parallel.zero import StudentEngine, join_processes
 from pretrain.preempt import StopRequest
-from pretrain.task import Data2VecTask
+from pretrain.task import Data2VecTask, mask_function
 from pretrain.trainer import Sections, Trainer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -91,7 +89,8 @@ def build_trainer(
     run_ids = _check_resume(config, checkpoint) if checkpoint else {}
     if processes.rank == 0:
         write_yaml(config, run_dir / "config.yaml")
-        (run_dir / "deepspeed.json").write_text(json.dumps(ds_config, indent=2) + "\n", encoding="utf-8")
+        with replacing(run_dir / "deepspeed.json") as stream:
+            stream.write(json.dumps(ds_config, indent=2).encode() + b"\n")
 
     engine, teacher = build_networks(config, ds_config, groups, device)
     state = restore(checkpoint, engine, teacher) if checkpoint else TrainState()
@@ -158,16 +157,6 @@ def build_networks(
             piece.master.copy_(initial[piece.name].view(-1)[piece.start : piece.stop])
     own = [piece for piece in engine.fragments if piece.group == TEACHER_GROUP]
     return engine, ShardedTeacher(teacher, engine.groups[TEACHER_GROUP], own, groups)
-
-
-def mask_function(config: ModelConfig) -> Any:
-    """Stream key -> (M, T) bool masks of one sample, True = removed; runs in the loader's workers."""
-
-    def masks(key: int) -> Tensor:
-        generator = torch.Generator().manual_seed(key)
-        return block_masks_2d(config.num_views, config.image.grid_size, config.image.mask, generator)
-
-    return masks
 
 
 def _loader_factory(config: RunConfig, processes: Processes, microbatch_size: int, num_microbatches: int) -> Any:

@@ -2,13 +2,12 @@
 
 import dataclasses
 import difflib
-import os
-import tempfile
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.atomic import replacing
 from data_pipelines.config import DataConfig
 from model.config import ModelConfig
 from pretrain.errors import RunError
@@ -139,13 +138,8 @@ def with_overrides(config: RunConfig, arguments: list[str]) -> RunConfig:
 
 def write_yaml(config: RunConfig, path: Path) -> None:
     """Write ``to_yaml`` atomically."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w", encoding="utf-8") as stream:
-        stream.write(to_yaml(config))
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
+    with replacing(path) as stream:
+        stream.write(to_yaml(config).encode())
 
 
 def differences(saved: RunConfig, current: RunConfig, ignore: tuple[str, ...] = ()) -> list[str]:

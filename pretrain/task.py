@@ -5,16 +5,26 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from data_pipelines.batching import Batch
+from data_pipelines.batching import Batch, MaskFunction
 from data_pipelines.order import stream_key
 from model.config import ModelConfig
 from model.data2vec import StudentOutput
 from model.losses import LossTerm, objective
-from model.masking import Views, split_views
+from model.masking import Views, block_masks_2d, split_views
 from pretrain.parallel.teacher import ShardedTeacher
 from pretrain.parallel.zero import StudentEngine
 
 _NOISE = 0x6E6F697365  # sets the stream of decoder noise apart from those of order, augmentation and masks
+
+
+def mask_function(config: ModelConfig) -> MaskFunction:
+    """Stream key -> (M, T) bool masks of one sample, True = removed; runs in the loader's workers."""
+
+    def masks(key: int) -> Tensor:
+        generator = torch.Generator().manual_seed(key)
+        return block_masks_2d(config.num_views, config.image.grid_size, config.image.mask, generator)
+
+    return masks
 
 
 class Observation(NamedTuple):
