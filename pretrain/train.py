@@ -51,6 +51,7 @@ def _train(
     user_deepspeed = read_user_json(options.deepspeed) if options.deepspeed else None
     config.training.microbatches(processes.world_size)
     from pretrain.build import build_trainer
+    from pretrain.parallel.zero import leave_processes
 
     trainer = build_trainer(config, run_dir, processes, stop, resume=options.resume, user_deepspeed=user_deepspeed)
     if processes.rank == 0:
@@ -62,6 +63,7 @@ def _train(
         raise
     finally:
         trainer.close()
+    leave_processes()
     if processes.rank == 0:
         preempt.mark(run_dir, done=outcome == "done")
     return 0

@@ -243,6 +243,7 @@ class Trainer:
             self._log.event(self.state.step, "quarantine", reason)
 
     def _checkpoint(self) -> None:
+        self._teacher.ready()  # a run ends with a checkpoint, and no collective may be in flight then
         if self._saved_step == self.state.step:
             return
         path = self._save(self.state)

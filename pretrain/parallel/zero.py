@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import sysconfig
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from pretrain.parallel.groups import ProcessGroups
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """DeepSpeed announces itself on stdout and through its logger; only warnings of ours shall be seen."""
+    # it calls this at every step, and torch warns of each call
+    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*", category=FutureWarning)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
     with contextlib.redirect_stdout(io.StringIO()):
@@ -76,6 +79,11 @@ def join_processes(processes: Processes, backend: str) -> None:
         import deepspeed
 
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+
+
+def leave_processes() -> None:
+    """End the collectives' threads once all ranks are done; else the interpreter's exit may abort over them."""
+    torch.distributed.destroy_process_group()
 
 
 class StudentEngine:

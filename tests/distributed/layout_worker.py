@@ -15,6 +15,7 @@ from model import ema
 from pretrain.build import build_trainer
 from pretrain.config import RunConfig, with_overrides
 from pretrain.environment import read_environment
+from pretrain.parallel.zero import leave_processes
 from pretrain.preempt import StopRequest
 from pretrain.recipes.registry import recipe
 from pretrain.trainer import Trainer
@@ -100,3 +101,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave_processes()

@@ -13,6 +13,7 @@ from data_pipelines.batching import Batch
 from pretrain.build import build_trainer
 from pretrain.environment import read_environment
 from pretrain.errors import RunError
+from pretrain.parallel.zero import leave_processes
 from pretrain.preempt import StopRequest
 from tests.distributed.layout_worker import config
 
@@ -49,3 +50,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave_processes()

@@ -75,7 +75,7 @@ def test_page_holds_everything_itself(history: History) -> None:
         assert kind == "data:image/svg+xml;base64"
         assert base64.b64decode(content).lstrip().startswith(b"<?xml")
     assert not re.search(r"<link|<script|@import|url\(|href=", page)
-    for text in ("30 of 2,000", "1:02:05", "0.49 M", "23.1 %", "57.6 %", "10.0 %", "k nearest neighbours", "1 alarm"):
+    for text in ("30 of 1,600", "1:02:05", "0.49 M", "23.1 %", "57.6 %", "10.0 %", "k nearest neighbours", "1 alarm"):
         assert text in page, text
     assert "encoder.init_std" in page and "&lt;script&gt;" in page
 
@@ -97,8 +97,8 @@ def test_curves_show_the_values(history: History) -> None:
 
 def test_status(history: History) -> None:
     history.events = []
-    assert status(history, image_tiny()) == "last seen at step 30 of 2,000"
+    assert status(history, image_tiny()) == "last seen at step 30 of 1,600"
     history.events = [{"step": 30, "event": "stop", "message": "SIGTERM"}]
-    assert status(history, image_tiny()) == "stopped at step 30 of 2,000"
+    assert status(history, image_tiny()) == "stopped at step 30 of 1,600"
     history.events = [{"step": 30, "event": "done", "message": ""}]
     assert status(history, image_tiny()) == "finished"
