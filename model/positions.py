@@ -24,27 +24,32 @@ def sincos_2d(grid_size: int, dim: int) -> Tensor:
     return torch.cat([columns, rows], dim=1).float().unsqueeze(0)
 
 
-def alibi_slopes(num_heads: int) -> Tensor:
+def alibi_slopes(num_heads: int, device: torch.device | None = None) -> Tensor:
     """ALiBi's slope per head: geometric for powers of two, else filled with every second slope of the next power.
 
     Returns:
-        (num_heads,) fp32.
+        (num_heads,) fp32, computed on ``device``: copying a table there would make the host wait.
     """
     power = 2 ** math.floor(math.log2(num_heads))
-    slopes = [2.0 ** (-8 * (head + 1) / power) for head in range(power)]
-    between = [2.0 ** (-8 * (head + 1) / (2 * power)) for head in range(0, 2 * power, 2)]
-    return torch.tensor(slopes + between[: num_heads - power])
+    heads = torch.arange(1, power + 1, dtype=torch.float64, device=device)
+    between = (2 * heads - 1)[: num_heads - power] / 2
+    return torch.exp2(torch.cat([heads, between]) * (-8 / power)).float()
 
 
-def alibi_2d(num_heads: int, grid_size: int, distance: Literal["manhattan", "euclidean"]) -> Tensor:
+def alibi_2d(
+    num_heads: int,
+    grid_size: int,
+    distance: Literal["manhattan", "euclidean"],
+    device: torch.device | None = None,
+) -> Tensor:
     """Distance bias between all pairs of grid cells.
 
     Returns:
-        (num_heads, T, T) fp32 with T = grid_size^2: ``-slope * distance``.
+        (num_heads, T, T) fp32 with T = grid_size^2, made on ``device``: ``-slope * distance``.
     """
-    cells = torch.arange(grid_size**2)
+    cells = torch.arange(grid_size**2, device=device)
     rows, columns = cells // grid_size, cells % grid_size
     down = (rows[:, None] - rows).abs().float()
     across = (columns[:, None] - columns).abs().float()
     lengths = down + across if distance == "manhattan" else (down.square() + across.square()).sqrt()
-    return -alibi_slopes(num_heads)[:, None, None] * lengths
+    return -alibi_slopes(num_heads, device)[:, None, None] * lengths

@@ -32,4 +32,4 @@ class ImageFrontend(Frontend):
     def distances(self, device: torch.device) -> Tensor:
         """(H, T, T) fp32; made anew, for a buffer would be rounded with the weights to bf16."""
         assert self.alibi is not None
-        return alibi_2d(self._num_heads, self._grid_size, self.alibi.distance).to(device)
+        return alibi_2d(self._num_heads, self._grid_size, self.alibi.distance, device)
