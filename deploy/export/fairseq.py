@@ -99,6 +99,7 @@ _REFUSED: dict[str, Any] = {
     "layer_norm_first": False,
     "norm_affine": True,
     "shared_decoder": None,
+    "ema_encoder_only": False,
     "encoder_dropout": 0.0,
     "post_mlp_drop": 0.0,
     "attention_dropout": 0.0,
@@ -119,6 +120,7 @@ _REFUSED_IMAGE: dict[str, Any] = {
     "mask_dropout": 0.0,
     "mask_channel_prob": 0.0,
     "local_grad_mult": 1.0,
+    "ema_local_encoder": True,
     "learned_alibi": False,
     "fixed_positions": True,
     "transformer_decoder": False,
@@ -136,7 +138,11 @@ def model_config_from_fairseq(model: dict[str, Any], *, cls_rows: int) -> ModelC
     Raises:
         ConfigError: for an option that our model does not have, naming it and its value.
     """
-    image = model["modalities"]["image"]
+    image = model["modalities"].get("image")
+    if image is None:
+        raise ConfigError("model.modalities.image: missing; only image models can be read")
+    if image["decoder"] is None:
+        raise ConfigError("model.modalities.image.decoder: None is not supported (a pretraining model has one)")
     _refuse(model, _REFUSED, "model.")
     _refuse(image, _REFUSED_IMAGE, "model.modalities.image.")
     _refuse(image["decoder"], {"input_dropout": 0.0}, "model.modalities.image.decoder.")
@@ -190,6 +196,8 @@ def _alibi(image: dict[str, Any], num_heads: int) -> AlibiConfig | None:
     if not image["use_alibi_encoder"]:
         return None
     _refuse(image, {"alibi_dims": 2, "num_alibi_heads": num_heads}, "model.modalities.image.")
+    if image["alibi_distance"] not in ("manhattan", "euclidean"):
+        raise ConfigError(f"model.modalities.image.alibi_distance: {image['alibi_distance']!r} is not supported")
     return AlibiConfig(
         distance=image["alibi_distance"],
         scale=image["alibi_scale"],
