@@ -58,3 +58,25 @@ def test_check_sees_a_changed_tensor(
 
 def test_nothing_to_check_is_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check.main([str(tmp_path)]) == 1
+
+
+def test_case_that_cannot_be_built_does_not_hide_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "image").mkdir()
+    for name in ("bad", "good"):
+        for suffix in (".json", ".safetensors"):
+            shutil.copy((HERE / "image" / "mini").with_suffix(suffix), (tmp_path / "image" / name).with_suffix(suffix))
+    bad = json.loads((tmp_path / "image" / "bad.json").read_text(encoding="utf-8"))
+    bad["config_resolved"]["model"]["layer_norm_first"] = True
+    (tmp_path / "image" / "bad.json").write_text(json.dumps(bad), encoding="utf-8")
+    status, cases = results(tmp_path, capsys)
+    assert status == 1
+    assert [case["ok"] for case in cases] == [False, True]
+    assert "layer_norm_first" in cases[0]["error"]
+
+
+def test_folder_of_one_modality_is_checked_by_any_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(HERE / "image")
+    status, (case,) = results(Path("."), capsys)
+    assert (status, case["case"]) == (0, "image/mini")
