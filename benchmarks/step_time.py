@@ -1,15 +1,17 @@
-"""``python -m benchmarks.step_time``: one training step on this machine, part by part, as one JSON object.
+"""``python -m benchmarks.step_time``: one training step on this machine, part by part, as one JSON line.
 
-Times teacher forward, student forward, backward and the average of a recipe at a given batch and number of
-views, without optimizer and communication, as the reference was timed (data2vec2-facts.md section 7: CPU seconds
-per step of fairseq on 2 threads of a shared machine, on another day; compare with care).
+Medians over the rounds of teacher forward, student forward, backward and the average of a recipe at a given batch
+and number of views, without optimizer and communication, as the reference was timed (data2vec2-facts.md section 7:
+CPU seconds per step of fairseq on 2 threads of a shared machine, on another day; compare with care).
 """
 
 import argparse
 import dataclasses
 import json
 import resource
+import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -31,26 +33,33 @@ REFERENCE_CPU_SECONDS = {
     ("image-base", 4, 8): 14.6,
     ("image-base", 4, 16): 26.9,
 }
-"""Lowest CPU seconds per step of the reference in fp32 by (recipe, batch, views)."""
+"""Median CPU seconds per step of the reference in fp32 by (recipe, batch, views); of several runs the lowest median."""
+BASELINE = "fairseq 3d262bb2, fp32, 2 threads, another day and load (data2vec2-facts.md section 7)"
 
 
 class Stopwatch:
-    """Wall and CPU seconds by part, smallest of several rounds."""
+    """Wall and CPU seconds by part, one value a round."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self.wall: dict[str, float] = {}
-        self.cpu: dict[str, float] = {}
+        self.wall: dict[str, list[float]] = defaultdict(list)
+        self.cpu: dict[str, list[float]] = defaultdict(list)
 
     def time(self, name: str, work: Callable[[], Any]) -> Any:
-        """Run ``work`` and keep its times if they are the smallest so far."""
+        """Run ``work`` and keep its times."""
         wall, cpu = time.perf_counter(), time.process_time()
         result = work()
         if self._device.type == "cuda":
             torch.cuda.synchronize()
-        self.wall[name] = min(self.wall.get(name, float("inf")), time.perf_counter() - wall)
-        self.cpu[name] = min(self.cpu.get(name, float("inf")), time.process_time() - cpu)
+        self.wall[name].append(time.perf_counter() - wall)
+        self.cpu[name].append(time.process_time() - cpu)
         return result
+
+
+def medians(times: dict[str, list[float]]) -> dict[str, float]:
+    """The median of each part, and of whole steps."""
+    steps = [sum(parts) for parts in zip(*times.values(), strict=True)]
+    return {name: round(statistics.median(values), 4) for name, values in (times | {"step": steps}).items()}
 
 
 def main() -> None:
@@ -59,7 +68,7 @@ def main() -> None:
     device = torch.device(options.device)
     config = dataclasses.replace(recipe(options.recipe).model, num_views=options.views)
     watch = measure(config, options.batch_size, device, getattr(torch, options.dtype), options.repeats)
-    print(json.dumps(report(options, config, watch), indent=1))
+    print(json.dumps(report(options, config, watch)))
 
 
 def measure(config: ModelConfig, batch_size: int, device: torch.device, dtype: torch.dtype, repeats: int) -> Stopwatch:
@@ -98,7 +107,7 @@ def measure(config: ModelConfig, batch_size: int, device: torch.device, dtype: t
 
 def report(options: argparse.Namespace, config: ModelConfig, watch: Stopwatch) -> dict[str, Any]:
     """The figures, with the ratio to the reference where it was measured."""
-    wall, cpu = sum(watch.wall.values()), sum(watch.cpu.values())
+    wall, cpu = medians(watch.wall), medians(watch.cpu)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     if options.device == "cuda":
         peak = torch.cuda.max_memory_allocated() / 2**30
@@ -111,13 +120,14 @@ def report(options: argparse.Namespace, config: ModelConfig, watch: Stopwatch) -
         "dtype": options.dtype,
         "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
-        "wall_seconds": {name: round(value, 4) for name, value in watch.wall.items()} | {"step": round(wall, 4)},
-        "cpu_seconds": {name: round(value, 4) for name, value in watch.cpu.items()} | {"step": round(cpu, 4)},
-        "images_per_second": round(options.batch_size / wall, 3),
-        "tflops_per_second": round(options.batch_size * train_flops_per_sample(config) / wall / 1e12, 4),
+        "wall_seconds": wall,
+        "cpu_seconds": cpu,
+        "images_per_second": round(options.batch_size / wall["step"], 3),
+        "tflops_per_second": round(options.batch_size * train_flops_per_sample(config) / wall["step"] / 1e12, 4),
         "peak_memory_gib": round(peak, 2),
         "reference_cpu_seconds": comparable,
-        "cpu_seconds_over_reference": round(cpu / comparable, 3) if comparable else None,
+        "reference": BASELINE if comparable else None,
+        "cpu_seconds_over_reference": round(cpu["step"] / comparable, 3) if comparable else None,
     }
 
 
