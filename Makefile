@@ -26,7 +26,6 @@ clean:
 	rm -rf .venv runs
 
 # torch by itself and first (see requirements.txt); DeepSpeed's setup imports it, so no build isolation.
-# The last line compiles DeepSpeed's CPU operator once per user (about 40 s), so that no run has to wait for it.
 .venv/.installed: requirements.txt requirements-dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv .venv
@@ -34,5 +33,4 @@ clean:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -r requirements.txt -r requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
-	$(BIN)/python -c 'from pretrain.parallel.zero import build_operators; build_operators()'
 	touch $@

@@ -67,7 +67,7 @@ def _deepspeed(processes: int, run: Path, shards: Path, seed: int, overrides: li
 
 
 def _environment() -> dict[str, str]:
-    """The launcher finds ninja and Python in this environment's bin; its own chatter is for debugging."""
+    """The launcher finds Python in this environment's bin; its own chatter is for debugging."""
     return os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "DEEPSPEED_LOG_LEVEL": "error",

@@ -1,16 +1,11 @@
 """DeepSpeed: the only module that imports it, or knows where its optimizers keep their tensors (0.19.8)."""
 
 import contextlib
-import fcntl
-import hashlib
 import io
 import logging
 import os
-import sys
-import sysconfig
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,36 +27,16 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def extension_directory() -> Path:
-    """Where DeepSpeed's compiled operators are kept: private to this torch and this environment.
+def _without_shared_memory_operator() -> None:
+    """Keep DeepSpeed from compiling and opening its CPU operator for all-reduces of *inference*.
 
-    Two environments that shared it would rebuild each other's operators at every start, for the paths of
-    their headers differ.
+    Training never calls it, yet at its start DeepSpeed would compile it (40 s, under a lock file that a killed
+    process leaves behind) and open 66 MiB of /dev/shm per rank that stay there if the process is killed:
+    a machine where jobs are preempted fills its memory with them.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    environment = hashlib.sha256(sys.prefix.encode()).hexdigest()[:12]
-    return cache / "data2vec-scale" / f"torch-{torch.__version__}-{environment}"
+    import deepspeed
 
-
-def build_operators() -> None:
-    """Compile (about 40 s, once) or load the shared-memory operator that DeepSpeed needs on a CPU.
-
-    torch guards such a build by a lock file that a killed process leaves behind, and then every later
-    process waits for ever without a message. The builds here are serialised by a kernel lock, which
-    dies with its holder; so a lock file found while holding it is stale, and removed.
-    """
-    directory = extension_directory()
-    directory.mkdir(parents=True, exist_ok=True)
-    os.environ["TORCH_EXTENSIONS_DIR"] = str(directory)
-    # This environment's ninja always: another version would not trust what the last one built.
-    os.environ["PATH"] = f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ['PATH']}"
-    with _quiet(), (directory / "build.lock").open("w") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)
-        for stale in directory.glob("*/lock"):
-            stale.unlink()
-        from deepspeed.comm.torch import build_shm_op
-
-        build_shm_op()
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def join_processes(processes: Processes, backend: str) -> None:
@@ -74,10 +49,10 @@ def join_processes(processes: Processes, backend: str) -> None:
         MASTER_ADDR=processes.master_addr,
         MASTER_PORT=str(processes.master_port),
     )
-    build_operators()
     with _quiet():
         import deepspeed
 
+        _without_shared_memory_operator()
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
 
 

@@ -69,8 +69,12 @@ def layout(request: pytest.FixtureRequest) -> tuple[list[str], int]:
 def test_killed_run_goes_on_as_if_nothing_had_happened(
     tmp_path: Path, digit_shards: Path, layout: tuple[list[str], int]
 ) -> None:
-    """SIGKILL in the middle of an interval: the steps since the checkpoint are done again, with the same result."""
+    """SIGKILL in the middle of an interval: the steps since the checkpoint are done again, with the same result.
+
+    And no shared memory stays behind: a node where jobs are preempted must not fill up.
+    """
     options, num_processes = layout
+    shared_memory = set(os.listdir("/dev/shm"))
     unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
     run_ranks("deploy.cli", arguments(digit_shards, unbroken, *options), num_processes)
     port = free_port()
@@ -88,6 +92,7 @@ def test_killed_run_goes_on_as_if_nothing_had_happened(
     for process in ranks:
         process.kill()
         process.wait()
+    assert set(os.listdir("/dev/shm")) <= shared_memory
     assert [path.name for path in complete_checkpoints(killed)] == ["step-00000010"], (
         "killed too late to prove anything"
     )
