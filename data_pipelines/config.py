@@ -36,6 +36,40 @@ class ImageTransformConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AudioTransformConfig:
+    """Bytes of a recording -> normalised waveform, and how waveforms of one batch are chosen and cut."""
+
+    sample_rate: int = 16_000
+    """Hertz that every recording is resampled to."""
+    min_seconds: float = 2.0
+    """Shorter recordings are never drawn."""
+    max_seconds: float = 20.0
+    """Longer recordings are cut to a random window of this length."""
+    batch_seconds: float = 62.5
+    """Most seconds in one planned batch: its longest recording times their number."""
+    crop_to_shortest: bool = True
+    """Cut every recording of a batch to its shortest, as the reference does; false pads to the longest."""
+    normalize: bool = True
+    """Shift and scale the whole recording to mean 0 and variance 1 before it is cut."""
+    speed_factors: tuple[float, ...] = ()
+    """Play each recording at one of these speeds, drawn anew every epoch; none by default, as in the reference."""
+    noise_prob: float = 0.0
+    """Probability of white noise."""
+    noise_snr_db: tuple[float, float] = (10.0, 40.0)
+    """Signal-to-noise ratio of that noise is drawn from this range."""
+    max_decoded_seconds: float = 600.0
+    """A longer recording (by its header) is refused before it is decoded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTransformConfig:
+    """Blocks of token numbers, as ``d2v prepare text`` cuts them."""
+
+    tokens_per_sample: int = 512
+    """Tokens of a sample, the leading <s> included; shorter blocks (the last of a shard) are padded."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """One source of samples and how it is loaded."""
 
