@@ -13,18 +13,23 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from data_pipelines.batching import Batch, ImageBatches, MaskFunction
-from data_pipelines.config import DataConfig
+from data_pipelines.batches.base import Batch, BatchSource, Masking
+from data_pipelines.batches.image import ImageBatches
+from data_pipelines.config import DataConfig, ImageSourceConfig
 from data_pipelines.errors import DataError
 from data_pipelines.reader import Reader
 from data_pipelines.transforms.image import image_bytes, load_image
 
+BATCHES: dict[str, Callable[..., BatchSource]] = {"image": ImageBatches}
+"""By modality: (reader, source configuration, seed, masking) -> batches."""
+
 
 def build_loader(
     config: DataConfig,
+    modality: str,
     *,
     seed: int,
-    mask_function: MaskFunction,
+    masking: Masking,
     dp_rank: int,
     dp_size: int,
     microbatch_size: int,
@@ -39,19 +44,20 @@ def build_loader(
 
     Args:
         config: what to read and how.
+        modality: which of its sources.
         seed: of the run; keys order, augmentation, masks.
-        mask_function: stream key -> (M, T) bool; runs in the workers.
+        masking: makes the masks; runs in the workers.
         dp_rank: this rank.
         dp_size: ranks that share a global batch.
-        microbatch_size: samples B per batch.
+        microbatch_size: units per batch: samples, of audio planned batches.
         num_microbatches: batches per step of one rank.
-        position: samples of all ranks that earlier steps consumed.
+        position: units of all ranks that earlier steps consumed.
         pin_memory: deliver in page-locked memory.
     Raises:
         DataError: if the shards cannot be used.
     """
-    reader = Reader(config.path)
-    batches = ImageBatches(reader, config, seed, mask_function)
+    reader = Reader(config.path_of(modality))
+    batches = BATCHES[modality](reader, config.sources[modality], seed, masking)
     global_batch_size = dp_size * num_microbatches * microbatch_size
     first = position + dp_rank * num_microbatches * microbatch_size
     starts = (
@@ -84,15 +90,15 @@ class Loader:
     ) -> None:
         """``build_loader`` makes these."""
         self.position = position
-        """Samples of all ranks that the steps delivered so far consumed: a stream's whole state."""
+        """Units of all ranks that the steps delivered so far consumed: a stream's whole state."""
+        self.num_microbatches = num_microbatches
+        self.global_batch_size = global_batch_size
         self.wait_seconds = 0.0
         """Time spent in waiting for batches, cumulative."""
         self._batches = batches
         self._iterator: Generator[Any, None, None] | None = None
         self._reader = reader
-        self._num_microbatches = num_microbatches
         self._num_delivered = 0
-        self._global_batch_size = global_batch_size
         self._max_bad_samples = max_bad_samples
         self._bad_samples: set[str] = set()
 
@@ -112,8 +118,8 @@ class Loader:
         self.wait_seconds += time.perf_counter() - started
         self._count_bad(batch)
         self._num_delivered += 1
-        if self._num_delivered % self._num_microbatches == 0:
-            self.position += self._global_batch_size
+        if self._num_delivered % self.num_microbatches == 0:
+            self.position += self.global_batch_size
         return batch
 
     def _count_bad(self, batch: Batch) -> None:
@@ -132,21 +138,23 @@ class Loader:
         self._reader.close()
 
 
-def labelled_batches(config: DataConfig, batch_size: int) -> Generator[tuple[Tensor, Tensor], None, None]:
+def labelled_images(config: DataConfig, path: str, batch_size: int) -> Generator[tuple[Tensor, Tensor], None, None]:
     """Every sample once, in index order, without augmentation.
 
     Args:
-        config: what to read and how.
+        config: how to read.
+        path: shards, as ``config.path``.
         batch_size: samples B per batch; the last batch may be smaller.
     Yields:
         images (B, C, H, W) float32 and labels (B,) int64.
     Raises:
         DataError: if the shards cannot be used, a sample is damaged, or one carries no label.
     """
-    reader = Reader(config.path)
+    reader, source = Reader(path), config.image
+    assert source is not None
 
     def batch(start: int) -> tuple[Tensor, Tensor]:
-        rows = [_labelled(reader, config, sample) for sample in range(start, min(start + batch_size, len(reader)))]
+        rows = [_labelled(reader, source, sample) for sample in range(start, min(start + batch_size, len(reader)))]
         images, labels = zip(*rows, strict=True)
         return torch.from_numpy(np.stack(images)), torch.tensor(labels)
 
@@ -154,12 +162,12 @@ def labelled_batches(config: DataConfig, batch_size: int) -> Generator[tuple[Ten
     reader.close()
 
 
-def _labelled(reader: Reader, config: DataConfig, sample: int) -> tuple[np.ndarray, int]:
+def _labelled(reader: Reader, config: ImageSourceConfig, sample: int) -> tuple[np.ndarray, int]:
     stored = reader.read(sample)
     if stored.label is None:
         raise DataError(f"{reader.describe(sample)}: carries no label (.cls member), which evaluation needs")
     try:
-        return load_image(image_bytes(stored.members), config.image), stored.label
+        return load_image(image_bytes(stored.members), config), stored.label
     except DataError as error:
         raise DataError(f"{reader.describe(sample)}: {error}") from error
 

@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(f"{error.filename}: {error.strerror}")
     except ValueError as error:
         from data_pipelines.errors import DataError
-        from model.config import ConfigError
+        from model.errors import ConfigError
         from pretrain.errors import RunError
 
         if not isinstance(error, ConfigError | DataError | RunError):

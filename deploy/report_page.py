@@ -50,6 +50,18 @@ def status(history: History, config: RunConfig) -> str:
     return f"{'stopped' if last == 'stop' else 'last seen'} at step {step:,} of {config.training.max_steps:,}"
 
 
+def _batches(config: RunConfig, step: int) -> dict[str, str]:
+    """What was seen, and what one step takes, of every modality."""
+    seen, each = {}, {}
+    for name, modality in config.model.modalities.items():
+        of = "" if len(config.model.modalities) == 1 else f"{name}: "
+        unit = "batches" if name == "audio" else "samples"
+        size = config.units_per_step(name)
+        seen[f"{of}{unit} seen"] = f"{step * size:,}"
+        each[f"{of}{unit} × views / step"] = f"{size} × {modality.num_views}"
+    return seen | each
+
+
 def _last_start(history: History) -> str:
     """What the run said when it last started or went on: recipe, devices, layout, precision."""
     starts = [event for event in history.events if event.get("event") in ("start", "resume")]
@@ -61,8 +73,7 @@ def _facts(config: RunConfig, history: History) -> dict[str, str]:
     step = history.train[-1]["step"]
     return {
         "steps": f"{step:,} of {config.training.max_steps:,}",
-        "samples seen": f"{step * config.training.global_batch_size:,}",
-        "samples × views / step": f"{config.training.global_batch_size} × {config.model.num_views}",
+        **_batches(config, step),
         "duration": str(timedelta(seconds=round(history.duration_seconds))),
         "samples / s (median)": _median(history, "samples_per_second"),
         "TFLOP / s (median)": _median(history, "tflops_per_second"),

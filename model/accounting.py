@@ -1,58 +1,132 @@
-"""Parameters and FLOPs as arithmetic on ``ModelConfig``. No torch."""
+"""Parameters and FLOPs as arithmetic on the configuration. No torch."""
 
 import itertools
 
-from model.config import DecoderConfig, ModelConfig
+from model.config import AudioConfig, ImageConfig, ModelConfig, TextConfig
+from model.sections import DecoderConfig, EncoderConfig, ModalityConfig
 
 
 def num_parameters(config: ModelConfig, *, with_decoders: bool = True) -> int:
-    """Parameters, the fixed position table included as in the reference's state dict."""
-    dim, image = config.encoder.dim, config.image
-    hidden = int(dim * config.encoder.mlp_ratio)
-    block = 4 * dim * dim + 4 * dim + 2 * dim * hidden + hidden + dim + 4 * dim
-    patch = dim * image.in_channels * image.patch_size**2 + dim
-    frontend = patch + image.num_tokens * dim + image.num_extra_tokens * dim + 2 * dim + image.prenet_depth * block
-    if image.alibi is not None:
-        layers = image.prenet_depth + config.encoder.depth if image.alibi.per_layer else 1
-        frontend += layers * (config.encoder.num_heads if image.alibi.per_head else 1)
-    total = frontend + config.encoder.depth * block
-    if with_decoders:
-        total += sum(
-            c_out * (c_in // image.decoder.groups * image.decoder.kernel**2 + 1)
-            for c_in, c_out in _widths(image.decoder, dim)
-        )
-        total += image.decoder.dim * dim + dim
-        if config.loss.reconstruction_weight > 0:
-            total += dim * dim + dim
+    """Parameters, the fixed position table of images included as in the reference's state dict."""
+    total = config.encoder.depth * _block_parameters(config.encoder)
+    for modality in config.modalities.values():
+        total += _frontend_parameters(modality, config.encoder)
+        if with_decoders:
+            total += _decoder_parameters(modality, config.encoder.dim)
     return total
 
 
-def train_flops_per_sample(config: ModelConfig) -> int:
+def tokens_of(config: ModalityConfig, length: int) -> int:
+    """Tokens T of an input of ``length``: waveform samples of audio, tokens of text; images have a fixed number."""
+    if isinstance(config, ImageConfig):
+        return config.num_tokens
+    return config.num_frames(length) if isinstance(config, AudioConfig) else length
+
+
+def train_flops_per_sample(config: ModelConfig, modality: str, length: int, num_kept: int | None = None) -> int:
     """FLOPs of one training sample: teacher forward once, student forward and backward on every view.
 
     Mask-aware: the student's blocks see only kept tokens; the decoder sees all. A multiply-add counts as two,
-    a backward pass as two forward passes; norms, activations and softmax are left out.
+    a backward pass as two forward passes; norms, activations, softmax and embeddings are left out.
+
+    Args:
+        config: the model.
+        modality: of the sample.
+        length: of its raw input, as in ``tokens_of``.
+        num_kept: tokens V that a view keeps; None for what its masks keep.
     """
-    image, dim = config.image, config.encoder.dim
-    num_blocks = image.prenet_depth + config.encoder.depth
-    patch = 2 * image.num_tokens * dim * image.in_channels * image.patch_size**2
-    teacher = patch + num_blocks * _block_flops(config, image.num_extra_tokens + image.num_tokens)
-    view = num_blocks * _block_flops(config, image.num_extra_tokens + image.num_kept) + _decoder_flops(config)
-    return teacher + 3 * (patch + config.num_views * view)
+    side, encoder = config.modalities[modality], config.encoder
+    num_tokens = tokens_of(side, length)
+    if num_kept is None:
+        num_kept = num_tokens - side.mask.num_removed(num_tokens)
+    num_blocks = side.prenet_depth + encoder.depth
+    local, positions = _local_flops(side, encoder.dim, length), _position_flops(side, encoder.dim, num_tokens)
+    owned = {"frontend": local + positions, "context": positions, "encoder": 0}[side.teacher_scope]
+    teacher = owned + num_blocks * _block_flops(encoder, side.num_extra_tokens + num_tokens)
+    view = (
+        positions
+        + num_blocks * _block_flops(encoder, side.num_extra_tokens + num_kept)
+        + _decoder_flops(side, encoder.dim, num_tokens)
+    )
+    return teacher + 3 * (local + side.num_views * view)
 
 
-def _block_flops(config: ModelConfig, num_tokens: int) -> int:
-    dim = config.encoder.dim
-    linears = 4 * dim * dim + 2 * dim * int(dim * config.encoder.mlp_ratio)
+def _block_parameters(encoder: EncoderConfig) -> int:
+    dim, hidden = encoder.dim, int(encoder.dim * encoder.mlp_ratio)
+    return 4 * dim * dim + 4 * dim + 2 * dim * hidden + hidden + dim + 4 * dim
+
+
+def _frontend_parameters(config: ModalityConfig, encoder: EncoderConfig) -> int:
+    dim = encoder.dim
+    total = config.num_extra_tokens * dim + config.prenet_depth * _block_parameters(encoder)
+    if isinstance(config, ImageConfig):
+        total += dim * config.in_channels * config.patch_size**2 + dim  # patches
+        total += config.num_tokens * dim + 2 * dim  # positions, input norm
+    elif isinstance(config, AudioConfig):
+        last = config.conv_layers[-1][0]
+        total += sum(c_out * c_in * kernel + 2 * c_out for c_in, c_out, kernel, _ in _conv_layers(config))
+        total += 2 * last + last * dim + dim  # norm and projection
+        total += config.positions_depth * (dim * dim // config.positions_groups * config.positions_kernel + dim)
+        total += 2 * dim  # input norm
+    elif isinstance(config, TextConfig):
+        total += (config.vocab_size + config.max_positions + 2) * dim + 2 * dim
+        total += 2 * dim if config.prenet_depth else 0
+    if config.alibi is not None:
+        layers = config.prenet_depth + encoder.depth if config.alibi.per_layer else 1
+        total += layers * (encoder.num_heads if config.alibi.per_head else 1)
+    return total
+
+
+def _decoder_parameters(config: ModalityConfig, dim: int) -> int:
+    decoder = config.decoder
+    taps = decoder.kernel**2 if isinstance(config, ImageConfig) else decoder.kernel
+    total = sum(c_out * (c_in // decoder.groups * taps + 1) for c_in, c_out in _widths(decoder, dim))
+    total += sum(before * after + after for before, after in _projection(decoder, dim))
+    return total + (dim * dim + dim if config.loss.reconstruction_weight > 0 else 0)
+
+
+def _block_flops(encoder: EncoderConfig, num_tokens: int) -> int:
+    dim = encoder.dim
+    linears = 4 * dim * dim + 2 * dim * int(dim * encoder.mlp_ratio)
     return 2 * num_tokens * linears + 4 * num_tokens * num_tokens * dim
 
 
-def _decoder_flops(config: ModelConfig) -> int:
-    decoder, dim, tokens = config.image.decoder, config.encoder.dim, config.image.num_tokens
-    convolutions = sum(c_out * c_in // decoder.groups * decoder.kernel**2 for c_in, c_out in _widths(decoder, dim))
-    return 2 * tokens * (convolutions + decoder.dim * dim)
+def _local_flops(config: ModalityConfig, dim: int, length: int) -> int:
+    """Of the frontend's raw input -> tokens."""
+    if isinstance(config, ImageConfig):
+        return 2 * config.num_tokens * dim * config.in_channels * config.patch_size**2
+    if not isinstance(config, AudioConfig):
+        return 0
+    total = 0
+    for c_in, c_out, kernel, stride in _conv_layers(config):
+        length = (length - kernel) // stride + 1
+        total += 2 * length * c_in * c_out * kernel
+    return total + 2 * length * config.conv_layers[-1][0] * dim
+
+
+def _position_flops(config: ModalityConfig, dim: int, num_tokens: int) -> int:
+    if not isinstance(config, AudioConfig):
+        return 0
+    return 2 * num_tokens * config.positions_depth * dim * dim // config.positions_groups * config.positions_kernel
+
+
+def _decoder_flops(config: ModalityConfig, dim: int, num_tokens: int) -> int:
+    decoder = config.decoder
+    taps = decoder.kernel**2 if isinstance(config, ImageConfig) else decoder.kernel
+    convolutions = sum(c_out * c_in // decoder.groups * taps for c_in, c_out in _widths(decoder, dim))
+    return 2 * num_tokens * (convolutions + sum(before * after for before, after in _projection(decoder, dim)))
+
+
+def _conv_layers(config: AudioConfig) -> list[tuple[int, int, int, int]]:
+    """Channels in and out, kernel and stride of the feature encoder's layers."""
+    widths = [1, *(channels for channels, _, _ in config.conv_layers)]
+    return [(before, *layer) for before, layer in zip(widths, config.conv_layers, strict=False)]
 
 
 def _widths(decoder: DecoderConfig, dim: int) -> list[tuple[int, int]]:
-    widths = [dim, *([decoder.dim] * decoder.num_layers)]
-    return list(itertools.pairwise(widths))
+    return list(itertools.pairwise([dim, *([decoder.dim] * decoder.num_layers)]))
+
+
+def _projection(decoder: DecoderConfig, dim: int) -> list[tuple[int, int]]:
+    between = [int(decoder.dim * decoder.projection_ratio)] * (decoder.projection_layers - 1)
+    return list(itertools.pairwise([decoder.dim, *between, dim]))

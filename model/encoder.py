@@ -1,19 +1,20 @@
 """The post-LN transformer block and the trunk of shared blocks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from model.attention import Attention
-from model.config import EncoderConfig
+from model.sections import EncoderConfig
 
 LayerBias = Callable[[int], Tensor | None]
-"""Number of a block, prenet first -> its attention bias."""
+"""Number of a block -> its attention bias."""
 
 
 class Mlp(nn.Module):
-    """Two linears around an exact GELU."""
+    """Two linears around an exact GELU, dropout after each."""
 
     def __init__(self, config: EncoderConfig) -> None:
         """Args: the encoder's config."""
@@ -21,10 +22,11 @@ class Mlp(nn.Module):
         hidden = int(config.dim * config.mlp_ratio)
         self.up = nn.Linear(config.dim, hidden)
         self.down = nn.Linear(hidden, config.dim)
+        self.dropout = nn.Dropout(config.activation_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, T, D) -> (N, T, D)."""
-        return self.down(functional.gelu(self.up(x)))
+        return self.dropout(self.down(self.dropout(functional.gelu(self.up(x)))))
 
 
 class Block(nn.Module):
@@ -34,15 +36,16 @@ class Block(nn.Module):
         """Args: the encoder's config."""
         super().__init__()
         self.norm1 = nn.LayerNorm(config.dim, eps=config.norm_eps)
-        self.attention = Attention(config.dim, config.num_heads)
+        self.attention = Attention(config)
         self.norm2 = nn.LayerNorm(config.dim, eps=config.norm_eps)
         self.mlp = Mlp(config)
+        self.dropout = nn.Dropout(config.post_mlp_dropout)
 
     def forward(self, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         """Tokens (N, T, D) -> the block's output and its MLP's output, both (N, T, D)."""
         hidden = self.norm1(x + self.attention(x, bias))
         inner = self.mlp(hidden)
-        return self.norm2(hidden + inner), inner
+        return self.norm2(hidden + self.dropout(inner)), inner
 
 
 class Encoder(nn.Module):
@@ -51,18 +54,46 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         """Args: the encoder's config."""
         super().__init__()
+        self.dropout = nn.Dropout(config.input_dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
 
-    def forward(self, x: Tensor, bias: LayerBias, observe: Callable[[Tensor, Tensor], None] | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        bias: LayerBias,
+        *,
+        skipped: frozenset[int] = frozenset(),
+        observe: Callable[[Tensor, Tensor], None] | None = None,
+    ) -> Tensor:
         """Run all blocks.
 
         Args:
             x: (N, T, D).
             bias: attention bias by number of shared block.
+            skipped: numbers of shared blocks that are left out.
             observe: called with every block's output and MLP output, in order.
         """
-        for number, block in enumerate(self.blocks):
-            x, inner = block(x, bias(number))
-            if observe is not None:
-                observe(x, inner)
-        return x
+        return run_blocks(self.blocks, self.dropout(x), bias, skipped, observe)
+
+
+def run_blocks(
+    blocks: Iterable[nn.Module],
+    x: Tensor,
+    bias: LayerBias,
+    skipped: frozenset[int],
+    observe: Callable[[Tensor, Tensor], None] | None = None,
+) -> Tensor:
+    """Blocks one after the other; arguments as of ``Encoder.forward``.
+
+    A skipped block is run on no rows, so that its parameters get gradients that are exactly 0: an optimizer with
+    flat shards, and hooks that wait for every gradient, then treat a step with skipped blocks as any other.
+    """
+    for number, block in enumerate(blocks):
+        if number in skipped:
+            nothing, _ = block(x[:0], None)
+            x = torch.cat([x, nothing])
+            continue
+        x, inner = block(x, bias(number))
+        if observe is not None:
+            observe(x, inner)
+    return x

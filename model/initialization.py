@@ -5,12 +5,15 @@ import math
 import torch
 from torch import Tensor, nn
 
+from model.config import PADDING_ID
+from model.convolution import ConvLayer1d, ConvLayer2d
 from model.data2vec import Data2Vec
-from model.decoder import ConvLayer2d
+from model.modalities.audio import FeatureLayer
 from model.modalities.base import Frontend
+from model.modalities.image import Patches
 
-_RESET = ("decoders.image.projection", "reconstruction")
-"""Linears that the reference resets to torch's default after its "BERT init"."""
+_RESET = ("decoders.image.projection", "decoders.audio.projection", "audio.local.projection", "reconstruction")
+"""Linears that the reference resets to torch's default after its "BERT init"; it forgets the decoder of text."""
 
 
 @torch.no_grad()
@@ -22,35 +25,49 @@ def initialize(model: Data2Vec, seed: int) -> None:
         seed: of the run.
     """
     generator = torch.Generator().manual_seed(seed)
+    std = model.config.encoder.init_std
     for name, module in model.named_modules():
         if isinstance(module, Frontend):
-            _frontend(module, model, generator)
-        elif isinstance(module, ConvLayer2d) or (isinstance(module, nn.Linear) and name.endswith(_RESET)):
+            _frontend(module, model, name.rpartition(".")[2], generator)
+        elif isinstance(module, ConvLayer1d | ConvLayer2d):
             _torch_default(module, generator)
-        elif isinstance(module, nn.Conv2d):  # the patch embedding
-            fan_in, fan_out = module.weight[0].numel(), module.weight.shape[0]
-            _uniform(module.weight, math.sqrt(6 / (fan_in + fan_out)), generator)
-            assert module.bias is not None
-            _uniform(module.bias, 1 / math.sqrt(fan_in), generator)
+        elif isinstance(module, Patches):
+            _patches(module, generator)
+        elif isinstance(module, FeatureLayer):
+            weight = module.convolution.weight
+            weight.normal_(0.0, math.sqrt(2 / weight[0].numel()), generator=generator)  # kaiming, fan in
+        elif isinstance(module, nn.Linear) and name.endswith(_RESET):
+            _torch_default(module, generator)
         elif isinstance(module, nn.Linear):
-            module.weight.normal_(0.0, model.config.encoder.init_std, generator=generator)
+            module.weight.normal_(0.0, std, generator=generator)
             module.bias.zero_()
+        elif isinstance(module, nn.Embedding):
+            module.weight.normal_(0.0, std, generator=generator)
+            module.weight[PADDING_ID] = 0
         elif isinstance(module, nn.LayerNorm):
             module.weight.fill_(1.0)
             module.bias.zero_()
 
 
-def _frontend(frontend: Frontend, model: Data2Vec, generator: torch.Generator) -> None:
-    if frontend.num_extra_tokens:
+def _frontend(frontend: Frontend, model: Data2Vec, modality: str, generator: torch.Generator) -> None:
+    config = model.config.modalities[modality]
+    if config.num_extra_tokens:
         frontend.extra_tokens.normal_(generator=generator)
-        if model.config.image.extra_tokens_zero_init:
+        if config.extra_tokens_zero_init:
             frontend.extra_tokens[:, 0] = 0
-    if hasattr(frontend, "alibi_scale"):
-        assert model.config.image.alibi is not None
-        frontend.alibi_scale.fill_(model.config.image.alibi.scale)
+    if config.alibi is not None:
+        frontend.alibi_scale.fill_(config.alibi.scale)
 
 
-def _torch_default(module: nn.Conv2d | nn.Linear, generator: torch.Generator) -> None:
+def _patches(patches: Patches, generator: torch.Generator) -> None:
+    """Xavier-uniform on the (out, in * patch^2) matrix; the bias keeps torch's default."""
+    fan_in, fan_out = patches.weight[0].numel(), patches.weight.shape[0]
+    _uniform(patches.weight, math.sqrt(6 / (fan_in + fan_out)), generator)
+    assert patches.bias is not None
+    _uniform(patches.bias, 1 / math.sqrt(fan_in), generator)
+
+
+def _torch_default(module: nn.Conv1d | nn.Conv2d | nn.Linear, generator: torch.Generator) -> None:
     """torch's own default for Linear and Conv: both uniform within 1 / sqrt(fan_in)."""
     bound = 1 / math.sqrt(module.weight[0].numel())
     _uniform(module.weight, bound, generator)

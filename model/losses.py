@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model.config import LossConfig, ModelConfig
+from model.config import ImageConfig
 from model.data2vec import StudentOutput, patchify
-from model.masking import Views
+from model.masking import Views, take
+from model.sections import LossConfig, ModalityConfig
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class LossTerm:
 
 
 def objective(
-    config: ModelConfig,
+    config: ModalityConfig,
     student: StudentOutput,
     targets: Tensor,
     views: Views,
@@ -31,34 +32,39 @@ def objective(
     """All active terms of one microbatch.
 
     Args:
-        config: weights and scales.
+        config: of the microbatch's modality.
         student: the student's output.
         targets: (B, T, D) fp32.
         views: of the batch.
-        source: (B, C, H, W) pixels, for the reconstruction.
+        source: its raw input, for the reconstruction of images (B, C, H, W).
     """
-    loss, num_extra = config.loss, config.image.num_extra_tokens
-    num_views = views.mask.shape[0] // targets.shape[0]
+    loss, num_extra = config.loss, config.num_extra_tokens
     num_rows, num_removed = views.removed.shape
+    tokens = num_rows * num_removed
     terms = {
         "regression": LossTerm(
-            distance(student.prediction, _at_removed(targets, views, num_views), loss),
-            num_rows * num_removed,
-            loss.regression_weight,
+            distance(student.prediction, take(targets, views.removed), loss),
+            tokens,
+            loss.weight * loss.regression_weight,
         )
     }
     if loss.cls_weight > 0:
-        goal = targets.mean(dim=1).repeat_interleave(num_views, dim=0)
+        goal = targets.mean(dim=1).repeat_interleave(num_rows // len(targets), dim=0)
         error = distance(student.encoded[:, num_extra - 1], goal, loss)
-        terms["cls"] = LossTerm(error, num_rows, loss.cls_weight * loss.cls_rows)
+        terms["cls"] = LossTerm(error, num_rows, loss.weight * loss.cls_weight * loss.cls_rows)
     if loss.reconstruction_weight > 0:
-        assert student.reconstruction is not None
-        pixels = patchify(source.float(), config.image.patch_size)
+        assert student.reconstruction is not None and isinstance(config, ImageConfig)
+        pixels = patchify(source.float(), config.patch_size)
         variance, mean = torch.var_mean(pixels, dim=-1, keepdim=True)
-        goal = _at_removed((pixels - mean) / (variance + 1e-6).sqrt(), views, num_views)
+        goal = take((pixels - mean) / (variance + 1e-6).sqrt(), views.removed)
         error = distance(student.reconstruction, goal, loss)
-        terms["reconstruction"] = LossTerm(error, num_rows * num_removed, loss.reconstruction_weight)
+        terms["reconstruction"] = LossTerm(error, tokens, loss.weight * loss.reconstruction_weight)
     return terms
+
+
+def term_counts(num_rows: int, num_removed: int) -> dict[str, int]:
+    """What the sums of ``objective`` are divided by: rows N of a batch and tokens R that each lacks."""
+    return {"regression": num_rows * num_removed, "cls": num_rows, "reconstruction": num_rows * num_removed}
 
 
 def distance(prediction: Tensor, target: Tensor, config: LossConfig) -> Tensor:
@@ -75,9 +81,3 @@ def distance(prediction: Tensor, target: Tensor, config: LossConfig) -> Tensor:
     else:
         total = functional.mse_loss(prediction, target, reduction="sum")
     return total * (prediction.shape[-1] ** -0.5 if config.scale is None else config.scale)
-
-
-def _at_removed(x: Tensor, views: Views, num_views: int) -> Tensor:
-    """(B, T, D) -> (N, R, D) at each view's removed tokens."""
-    index = views.removed.unsqueeze(-1).expand(-1, -1, x.shape[-1])
-    return x.repeat_interleave(num_views, dim=0).gather(1, index)

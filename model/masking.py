@@ -1,11 +1,12 @@
-"""Masks of views and the indices that follow from them; pure functions of an explicit generator."""
+"""Masks of views and the indices that follow from them; pure functions of explicit generators."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from model.config import MaskConfig
+from model.sections import MaskConfig
 
 
 class Views(NamedTuple):
@@ -26,15 +27,22 @@ def split_views(mask: Tensor, num_kept: int) -> Views:
 
     Args:
         mask: (B, M, T) bool with ``num_kept`` False in every row.
-        num_kept: V, known from the configuration so that the device need not be asked.
+        num_kept: V, known to the host so that the device need not be asked.
     """
     flat = mask.flatten(0, 1)
     shuffled = flat.to(torch.uint8).argsort(dim=1, stable=True)
     return Views(flat, shuffled[:, :num_kept], shuffled[:, num_kept:], shuffled.argsort(dim=1))
 
 
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """Tokens of x (B, T, D) by number, for every view: index (B * M, V) -> (B * M, V, D)."""
+    if len(index) > len(x):
+        x = x.repeat_interleave(len(index) // len(x), dim=0)
+    return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
 def block_masks_2d(num_masks: int, grid_size: int, config: MaskConfig, generator: torch.Generator) -> Tensor:
-    """Block masks over a square grid, each with exactly the same number of removed tokens.
+    """Square blocks over a square grid, each mask with exactly the same number of removed tokens.
 
     Blocks of ``config.length`` cells a side are marked around centres drawn with replacement; cells outside the
     grid are clamped to its border. Then random cells are marked or unmarked until the count is exact. With
@@ -49,19 +57,99 @@ def block_masks_2d(num_masks: int, grid_size: int, config: MaskConfig, generator
     Returns:
         (num_masks, grid_size^2) bool, True = removed.
     """
-    num_tokens = grid_size**2
-    prob = 1 - config.prob if config.inverse else config.prob
-    num_centres = int(num_tokens * ((prob + config.adjust) / config.length**2))
-    centres = torch.randint(0, num_tokens, (num_masks, num_centres), generator=generator)
+    centres = _centres(num_masks, grid_size**2, config.length**2, config, generator)
     offsets = torch.arange(config.length) - config.length // 2
     rows = (centres // grid_size)[:, :, None, None] + offsets[:, None]
     columns = (centres % grid_size)[:, :, None, None] + offsets
     cells = rows.clamp(0, grid_size - 1) * grid_size + columns.clamp(0, grid_size - 1)
-    marked = torch.zeros(num_masks, num_tokens).scatter_(1, cells.flatten(1), 1.0)
-    target = int(num_tokens * prob)
+    return _exact(cells.flatten(1), grid_size**2, config, generator)
+
+
+def block_masks_1d(num_masks: int, num_tokens: int, config: MaskConfig, generator: torch.Generator) -> Tensor:
+    """Blocks over a sequence (fairseq ``compute_block_mask_1d``); arguments and result as of ``block_masks_2d``."""
+    centres = _centres(num_masks, num_tokens, config.length, config, generator)
+    offsets = torch.arange(config.length) - config.length // 2
+    places = (centres[:, :, None] + offsets).clamp(0, num_tokens - 1)
+    return _exact(places.flatten(1), num_tokens, config, generator)
+
+
+def random_masks(num_masks: int, num_tokens: int, config: MaskConfig, generator: torch.Generator) -> Tensor:
+    """Single random tokens (fairseq ``random_masking`` of examples/data2vec/models/modalities/base.py).
+
+    Returns:
+        (num_masks, num_tokens) bool, True = removed: all but the ``num_kept`` smallest of as many uniform numbers.
+    """
+    num_kept = num_tokens - config.num_removed(num_tokens)
+    order = torch.rand(num_masks, num_tokens, generator=generator).argsort(dim=1)
+    return torch.ones(num_masks, num_tokens, dtype=torch.bool).scatter_(1, order[:, :num_kept], False)
+
+
+class Draws(Protocol):
+    """What spans need of a ``numpy.random.Generator``."""
+
+    def random(self) -> float:
+        """A number from [0, 1)."""
+        ...
+
+    def choice(self, a: Any, size: int, replace: bool) -> Any:
+        """``size`` elements of ``a``, or of range(a)."""
+        ...
+
+
+def span_masks(lengths: Sequence[int], num_tokens: int, config: MaskConfig, draws: Sequence[Draws]) -> Tensor:
+    """Spans at random starts, then as many tokens removed in every row (wav2vec 2.0; fairseq ``compute_mask_indices``).
+
+    Args:
+        lengths: tokens of each row that are not padding; no span reaches beyond.
+        num_tokens: T.
+        config: share, span length, and which way counts are made equal over all rows.
+        draws: one generator per row; the last one also makes the counts equal, as in the reference.
+    Returns:
+        (rows, num_tokens) bool, True = removed.
+    Raises:
+        ValueError: if a row would lose all its tokens.
+    """
+    rows = [_spans(length, config, row) for length, row in zip(lengths, draws, strict=True)]
+    target = (max if config.add_spans else min)(map(len, rows))
+    mask = torch.zeros(len(rows), num_tokens, dtype=torch.bool)
+    for row, places in zip(mask, rows, strict=True):
+        if len(places) > target:
+            places = list(draws[-1].choice(places, target, replace=False))
+        row[places] = True
+        if len(places) < target:
+            unmasked = (~row).nonzero().flatten().tolist()
+            row[list(draws[-1].choice(unmasked, target - len(places), replace=False))] = True
+    return mask
+
+
+def _spans(length: int, config: MaskConfig, draws: Draws) -> list[int]:
+    """Places that the spans of one row cover, ascending."""
+    number = max(1, int(config.prob * length / config.length + draws.random()))
+    room = length - config.length if length - config.length > number else number + 1
+    starts = draws.choice(room, number, replace=False)
+    places = sorted({int(start) + offset for start in starts for offset in range(config.length)} & set(range(length)))
+    if len(places) >= length:
+        raise ValueError(f"mask.prob {config.prob}: spans of {config.length} cover all {length} tokens")
+    return places
+
+
+def _centres(num_masks: int, num_tokens: int, block: int, config: MaskConfig, generator: torch.Generator) -> Tensor:
+    """Centres of blocks of ``block`` tokens each, (num_masks, number)."""
+    number = int(num_tokens * ((_marked_share(config) + config.adjust) / block))
+    return torch.randint(0, num_tokens, (num_masks, number), generator=generator)
+
+
+def _exact(places: Tensor, num_tokens: int, config: MaskConfig, generator: torch.Generator) -> Tensor:
+    """Mark ``places`` (num_masks, any), then random tokens more or less until each row has its exact number."""
+    marked = torch.zeros(len(places), num_tokens).scatter_(1, places, 1.0)
+    target = int(num_tokens * _marked_share(config))
     for row, surplus in zip(marked, (marked.sum(dim=1) - target).int().tolist(), strict=True):
         if surplus > 0:
             row[torch.multinomial(row, surplus, generator=generator)] = 0
         elif surplus < 0:
             row[torch.multinomial(1 - row, -surplus, generator=generator)] = 1
     return (marked == 0) if config.inverse else (marked == 1)
+
+
+def _marked_share(config: MaskConfig) -> float:
+    return 1 - config.prob if config.inverse else config.prob

@@ -36,20 +36,13 @@ def alibi_slopes(num_heads: int, device: torch.device | None = None) -> Tensor:
     return torch.exp2(torch.cat([heads, between]) * (-8 / power)).float()
 
 
-def alibi_2d(
-    num_heads: int,
-    grid_size: int,
-    distance: Literal["manhattan", "euclidean"],
-    device: torch.device | None = None,
-) -> Tensor:
-    """Distance bias between all pairs of grid cells.
+def distances_1d(tokens: Tensor) -> Tensor:
+    """Distances between all pairs of the same row: token numbers (N, V) -> (N, V, V) fp32."""
+    return (tokens.unsqueeze(2) - tokens.unsqueeze(1)).abs().float()
 
-    Returns:
-        (num_heads, T, T) fp32 with T = grid_size^2, made on ``device``: ``-slope * distance``.
-    """
-    cells = torch.arange(grid_size**2, device=device)
-    rows, columns = cells // grid_size, cells % grid_size
-    down = (rows[:, None] - rows).abs().float()
-    across = (columns[:, None] - columns).abs().float()
-    lengths = down + across if distance == "manhattan" else (down.square() + across.square()).sqrt()
-    return -alibi_slopes(num_heads, device)[:, None, None] * lengths
+
+def distances_2d(tokens: Tensor, grid_size: int, kind: Literal["manhattan", "euclidean"]) -> Tensor:
+    """The same between cells of a square grid, which are numbered row by row."""
+    down = distances_1d(tokens // grid_size)
+    across = distances_1d(tokens % grid_size)
+    return down + across if kind == "manhattan" else (down.square() + across.square()).sqrt()

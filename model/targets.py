@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model.config import TargetConfig
+from model.sections import TargetConfig
 
 _NORM_EPS = 1e-5
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from data_pipelines.atomic import replacing
-from data_pipelines.loader import Loader, build_loader
-from model.accounting import train_flops_per_sample
+from data_pipelines.loader import build_loader
+from data_pipelines.mixture import Mixture
 from model.data2vec import Data2Vec
 from model.initialization import initialize
 from pretrain.checkpoint.manifest import Manifest
@@ -18,6 +18,7 @@ from pretrain.checkpoint.weights import read_run_config
 from pretrain.config import RESUME_MAY_CHANGE, RunConfig, differences, write_yaml
 from pretrain.environment import Processes
 from pretrain.errors import RunError
+from pretrain.masking import masking_of
 from pretrain.observe.log import RunLog
 from pretrain.observe.throughput import Throughput
 from pretrain.optim import TEACHER_GROUP, make_optimizer
@@ -26,7 +27,7 @@ from pretrain.parallel.groups import ProcessGroups, make_groups
 from pretrain.parallel.teacher import ShardedTeacher
 from pretrain.parallel.zero import StudentEngine, join_processes
 from pretrain.preempt import StopRequest
-from pretrain.task import Data2VecTask, mask_function
+from pretrain.task import Data2VecTask
 from pretrain.trainer import Sections, Trainer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -69,17 +70,18 @@ def build_trainer(
     Raises:
         RunError, DataError, ConfigError: for whatever cannot work, before any weight is allocated.
     """
-    microbatch_size, num_microbatches = config.training.microbatches(processes.world_size)
     ds_config = deepspeed_config(
         config.optim,
         config.precision,
         config.parallel,
-        microbatch_size=microbatch_size,
+        microbatch_size=sum(config.microbatches(name, processes.world_size)[0] for name in config.model.modalities),
         dp_size=processes.world_size,
         user=user_deepspeed,
     )
-    loader_of = _loader_factory(config, processes, microbatch_size, num_microbatches)
-    loader_of(0).close()  # unusable shards are found before processes join and weights are allocated
+    start = dict.fromkeys(config.model.modalities, 0)
+    build_mixture(
+        config, processes, start
+    ).close()  # unusable shards are found before processes join and weights are allocated
     device, backend = choose_device(processes)
     join_processes(processes, backend)
     groups = make_groups()
@@ -93,7 +95,7 @@ def build_trainer(
             stream.write(json.dumps(ds_config, indent=2).encode() + b"\n")
 
     engine, teacher = build_networks(config, ds_config, groups, device)
-    state = restore(checkpoint, engine, teacher) if checkpoint else TrainState()
+    state = restore(checkpoint, engine, teacher) if checkpoint else TrainState(positions=start)
     log = RunLog(
         run_dir,
         config.logging,
@@ -106,7 +108,12 @@ def build_trainer(
         log.event(state.step, "alarm", reason)
     log.event(state.step, "resume" if checkpoint else "start", _describe(config, groups, device, checkpoint))
     task = Data2VecTask(
-        config.model, engine, teacher, device=device, dtype=_input_dtype(config), seed=config.training.seed
+        config.model,
+        engine,
+        teacher,
+        device=device,
+        dtype=DTYPES[config.precision.dtype],
+        seed=config.training.seed,
     )
     return Trainer(
         sections=Sections(
@@ -121,15 +128,10 @@ def build_trainer(
         task=task,
         engine=engine,
         teacher=teacher,
-        loader=loader_of(state.position),
+        mixture=build_mixture(config, processes, state.positions),
         groups=groups,
         log=log,
-        throughput=Throughput(
-            global_batch_size=config.training.global_batch_size,
-            flops_per_sample=train_flops_per_sample(config.model),
-            num_devices=groups.dp_size,
-            max_steps=config.training.max_steps,
-        ),
+        throughput=Throughput(num_devices=groups.dp_size, max_steps=config.training.max_steps),
         stop=stop,
         state=state,
         save=lambda now: save(run_dir, config, now, engine, teacher, groups, run_ids),
@@ -147,7 +149,7 @@ def build_networks(
     dtype = DTYPES[config.precision.dtype]
     stage = config.parallel.zero_stage
     student = student.to(device, dtype if stage > 0 else torch.float32)
-    teacher = Data2Vec(config.model, with_decoders=False).to(device, dtype)
+    teacher = Data2Vec(config.model, role="teacher").to(device, dtype)
     teacher_names = {name for name, _ in teacher.named_parameters()}
     optimizer = make_optimizer(student, teacher_names, config.optim, stage)
     autocast = dtype if stage == 0 and dtype != torch.float32 else None
@@ -159,25 +161,28 @@ def build_networks(
     return engine, ShardedTeacher(teacher, engine.groups[TEACHER_GROUP], own, groups)
 
 
-def _loader_factory(config: RunConfig, processes: Processes, microbatch_size: int, num_microbatches: int) -> Any:
-    def make(position: int) -> Loader:
-        return build_loader(
+def build_mixture(config: RunConfig, processes: Processes, positions: dict[str, int]) -> Mixture:
+    """Loaders of all modalities, each from its position on.
+
+    Raises:
+        RunError, DataError: if the shards cannot be used, or batches do not divide.
+    """
+    loaders = {}
+    for modality in config.model.modalities:
+        microbatch_size, num_microbatches = config.microbatches(modality, processes.world_size)
+        loaders[modality] = build_loader(
             config.data,
+            modality,
             seed=config.training.seed,
-            mask_function=mask_function(config.model),
+            masking=masking_of(config.model, modality),
             dp_rank=processes.rank,
             dp_size=processes.world_size,
             microbatch_size=microbatch_size,
             num_microbatches=num_microbatches,
-            position=position,
+            position=positions[modality],
             pin_memory=torch.cuda.is_available(),
         )
-
-    return make
-
-
-def _input_dtype(config: RunConfig) -> torch.dtype:
-    return DTYPES[config.precision.dtype]
+    return Mixture(loaders)
 
 
 def _check_resume(config: RunConfig, checkpoint: Path) -> dict[str, str]:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.atomic import replacing
-from data_pipelines.config import DataConfig
-from model.config import ModelConfig
+from data_pipelines.config import AudioSourceConfig, DataConfig, ImageSourceConfig, TextSourceConfig
+from model.config import AudioConfig, ImageConfig, ModelConfig, TextConfig
 from pretrain.errors import RunError
 from pretrain.sections import (
     CheckpointSection,
@@ -26,6 +26,7 @@ from pretrain.sections import (
 RESUME_MAY_CHANGE = (
     "name",
     "data.path",
+    *(f"data.{modality}.{field}" for modality in ("image", "audio", "text") for field in ("path", "microbatch_size")),
     "data.num_workers",
     "data.prefetch_batches",
     "data.max_bad_samples",
@@ -45,9 +46,9 @@ class RunConfig:
 
     name: str
     """Recipe that the run started from."""
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: ModelConfig
     """The network and its objective."""
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DataConfig
     """Where samples come from."""
     optim: OptimSection = field(default_factory=OptimSection)
     """The optimizer."""
@@ -69,13 +70,67 @@ class RunConfig:
     """What is reported."""
 
     def __post_init__(self) -> None:
-        image, transform = self.model.image, self.data.image
-        if transform.size != image.image_size:
-            raise RunError(f"data.image.size: {transform.size} differs from model.image.image_size {image.image_size}")
-        if transform.channels != image.in_channels:
+        modalities, sources = self.model.modalities, self.data.sources
+        for name in modalities.keys() ^ sources.keys():
+            has, lacks = ("model", "data") if name in modalities else ("data", "model")
+            raise RunError(f"{lacks}.{name}: is null, but {has}.{name} is set; a run has both or neither")
+        if self.model.image and self.data.image:
+            _check_image(self.model.image, self.data.image)
+        if self.model.audio and self.data.audio:
+            _check_audio(self.model.audio, self.data.audio)
+        if self.model.text and self.data.text:
+            _check_text(self.model.text, self.data.text)
+
+    def units_per_step(self, modality: str) -> int:
+        """Units of a modality that one optimizer step takes over all ranks: samples, of audio planned batches."""
+        return self.data.sources[modality].batch_size or self.training.global_batch_size
+
+    def microbatches(self, modality: str, dp_size: int) -> tuple[int, int]:
+        """Microbatch size and number of microbatches per step of one of ``dp_size`` ranks.
+
+        Raises:
+            RunError: if the batch does not divide.
+        """
+        source, batch = self.data.sources[modality], self.units_per_step(modality)
+        field = "training.global_batch_size" if source.batch_size is None else f"data.{modality}.batch_size"
+        per_rank, rest = divmod(batch, dp_size)
+        if rest or per_rank < 1:
+            raise RunError(f"{field}: {batch} is not divisible by the {dp_size} data-parallel ranks")
+        whole_share = 1 if modality == "audio" else per_rank
+        size = source.microbatch_size or self.training.microbatch_size or whole_share
+        if per_rank % size:
+            section = f"data.{modality}" if source.microbatch_size else "training"
             raise RunError(
-                f"data.image.channels: {transform.channels} differs from model.image.in_channels {image.in_channels}"
+                f"{section}.microbatch_size: {size} does not divide the {per_rank} samples per rank "
+                f"({field.rpartition('.')[2]} {batch} / {dp_size} ranks)"
             )
+        return size, per_rank // size
+
+
+def _check_image(image: ImageConfig, source: ImageSourceConfig) -> None:
+    if source.size != image.image_size:
+        raise RunError(f"data.image.size: {source.size} differs from model.image.image_size {image.image_size}")
+    if source.channels != image.in_channels:
+        raise RunError(
+            f"data.image.channels: {source.channels} differs from model.image.in_channels {image.in_channels}"
+        )
+
+
+def _check_audio(audio: AudioConfig, source: AudioSourceConfig) -> None:
+    shortest = audio.num_frames(int(source.min_seconds * source.sample_rate))
+    if not 0 < audio.mask.num_removed(shortest) < shortest:
+        raise RunError(
+            f"data.audio.min_seconds: {source.min_seconds} s are {shortest} frames, too few for model.audio.mask.prob "
+            f"{audio.mask.prob} to remove some and keep some"
+        )
+
+
+def _check_text(text: TextConfig, source: TextSourceConfig) -> None:
+    tokens = source.tokens_per_sample
+    if tokens > text.max_positions:
+        raise RunError(f"data.text.tokens_per_sample: {tokens} exceeds model.text.max_positions {text.max_positions}")
+    if not 0 < text.mask.num_removed(tokens) < tokens:
+        raise RunError(f"data.text.tokens_per_sample: of {tokens} tokens model.text.mask.prob removes all or none")
 
 
 def to_yaml(config: RunConfig) -> str:

@@ -89,9 +89,9 @@ class TrainingSection:
     max_steps: int = 375_300
     """Optimizer steps; the learning rate reaches 0 here."""
     global_batch_size: int = 256
-    """Samples of one optimizer step over all ranks."""
+    """Units of one optimizer step over all ranks: samples, of audio batches of data.audio.batch_seconds."""
     microbatch_size: int | None = None
-    """Samples of one forward pass of one rank; null takes a rank's whole share at once."""
+    """Units of one forward pass of one rank; null: of audio one batch, else a rank's whole share at once."""
     seed: int = 1
     """Keys initial weights, sample order, augmentation, masks and noise."""
 
@@ -102,27 +102,6 @@ class TrainingSection:
             "training.global_batch_size",
             f"must be at least 1, got {self.global_batch_size}",
         )
-
-    def microbatches(self, dp_size: int) -> tuple[int, int]:
-        """Microbatch size and number of microbatches per step of one of ``dp_size`` ranks.
-
-        Raises:
-            RunError: if the global batch does not divide.
-        """
-        per_rank, rest = divmod(self.global_batch_size, dp_size)
-        _require(
-            rest == 0 and per_rank > 0,
-            "training.global_batch_size",
-            f"{self.global_batch_size} is not divisible by the {dp_size} data-parallel ranks",
-        )
-        size = self.microbatch_size or per_rank
-        _require(
-            per_rank % size == 0,
-            "training.microbatch_size",
-            f"{size} does not divide the {per_rank} samples per rank "
-            f"(global_batch_size {self.global_batch_size} / {dp_size} ranks)",
-        )
-        return size, per_rank // size
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,7 +49,8 @@ def _train(
     from pretrain.parallel.deepspeed_config import read_user_json
 
     user_deepspeed = read_user_json(options.deepspeed) if options.deepspeed else None
-    config.training.microbatches(processes.world_size)
+    for modality in config.model.modalities:
+        config.microbatches(modality, processes.world_size)  # raises before anything heavy is imported
     from pretrain.build import build_trainer
     from pretrain.parallel.zero import leave_processes
 

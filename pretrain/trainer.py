@@ -1,6 +1,7 @@
 """The training loop over parts that ``build`` has made."""
 
 import math
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,8 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
-from data_pipelines.batching import Batch
-from data_pipelines.loader import Loader
+from data_pipelines.batches.base import Batch
+from data_pipelines.mixture import Mixture
 from model import ema
 from pretrain import schedules
 from pretrain.checkpoint.state import TrainState
@@ -61,7 +62,7 @@ class Trainer:
         task: Data2VecTask,
         engine: StudentEngine,
         teacher: ShardedTeacher,
-        loader: Loader,
+        mixture: Mixture,
         groups: ProcessGroups,
         log: RunLog,
         throughput: Throughput,
@@ -75,8 +76,7 @@ class Trainer:
         self._task = task
         self._engine = engine
         self._teacher = teacher
-        self._loader = loader
-        self._batches = iter(loader)
+        self._mixture = mixture
         self._groups = groups
         self._log = log
         self._throughput = throughput
@@ -89,7 +89,6 @@ class Trainer:
         self._rejected: set[str] = set()
         self._skipped_in_a_row = 0
         self._lr = 0.0
-        self._num_microbatches = sections.training.microbatches(groups.dp_size)[1]
 
     def train(self) -> Literal["done", "stopped"]:
         """Run to ``max_steps`` or to a stop request; the state is saved in both cases.
@@ -100,14 +99,14 @@ class Trainer:
             DataError: when samples are unusable beyond the budget.
         """
         max_steps = self._sections.training.max_steps
-        self._throughput.start(self._loader.wait_seconds)
+        self._throughput.start(self._mixture.wait_seconds)
         while self.state.step < max_steps:
-            batches, counts, stopping = self._fetch()
+            batches, totals, stopping = self._fetch()
             if stopping:
                 self._checkpoint()
                 self._log.event(self.state.step, "stop", f"{self._stop.requested or 'another rank'}: saved, can resume")
                 return "stopped"
-            seen = self._train_step(batches, counts)
+            seen = self._train_step(batches, totals)
             self._report(seen)
             if self.state.step % self._sections.checkpoint.every_steps == 0 and not self._skipped_in_a_row:
                 self._checkpoint()
@@ -121,36 +120,53 @@ class Trainer:
 
     def close(self) -> None:
         """End the loader's workers and the log's sinks."""
-        self._loader.close()
+        self._mixture.close()
         self._log.close()
 
     def _fetch(self) -> tuple[list[Batch], dict[str, float], bool]:
-        """The microbatches of one step, the global counts of its loss terms, and whether any rank was told to stop.
+        """The microbatches of one step, totals over all ranks, and whether any rank was told to stop.
 
-        One small collective in host memory settles both: all ranks stop at the same step.
+        The totals are the counts of the loss terms and, under ``amount/...``, what the step processes. One small
+        collective in host memory settles all of it: all ranks stop at the same step.
         """
-        batches = [next(self._batches) for _ in range(self._num_microbatches)]
-        local = [self._task.counts(batch) for batch in batches]
-        names = list(local[0])
-        totals = [float(sum(count[name] for count in local)) for name in names]
-        control = torch.tensor([float(self._stop.requested is not None), *totals], dtype=torch.float64)
+        batches = self._mixture.next_step()
+        local: dict[str, float] = defaultdict(float)
+        for batch in batches:
+            for name, count in self._task.counts(batch).items():
+                local[name] += count
+            for name, amount in self._amounts(batch).items():
+                local[f"amount/{name}"] += amount
+        control = torch.tensor([float(self._stop.requested is not None), *local.values()], dtype=torch.float64)
         dist.all_reduce(control, group=self._groups.control_group)
         stop, *summed = control.tolist()
-        return batches, dict(zip(names, summed, strict=True)), stop > 0
+        return batches, dict(zip(local, summed, strict=True)), stop > 0
 
-    def _train_step(self, batches: list[Batch], counts: dict[str, float]) -> Observation:
-        """Accumulate the microbatches, step the student, move the teacher."""
+    def _amounts(self, batch: Batch) -> dict[str, float]:
+        """What throughput is counted in."""
+        samples, tokens = batch.source.shape[0], batch.mask.shape[0] * batch.mask.shape[2]
+        return {
+            "flops": self._task.flops(batch),
+            "samples": samples,
+            "images": samples if batch.modality == "image" else 0,
+            "audio_seconds": batch.seconds,
+            "text_tokens": tokens if batch.modality == "text" else 0,
+        }
+
+    def _train_step(self, batches: list[Batch], totals: dict[str, float]) -> dict[str, Observation]:
+        """Accumulate the microbatches, step the student, move the teacher; what the last of each modality showed."""
         sections, step = self._sections, self.state.step
+        last: dict[str, Observation] = {}
         for batch in batches:
             self._note_rejected(batch)
-            terms, seen = self._task(batch, self.state.position)
-            shares = {name: term.weight * term.sum / counts[name] for name, term in terms.items()}
+            terms, seen = self._task(batch, self.state.positions[batch.modality])
+            shares = {name: term.weight * term.sum / totals[name] for name, term in terms.items()}
             for name, share in shares.items():
                 self._meter.add(name, share)
             self._engine.backward(torch.stack(list(shares.values())).sum())
             if self._logs_at(step + 1) or self._measures_at(step + 1):
-                self._spread.add("target_spread", seen.target)
-                self._spread.add("prediction_spread", seen.prediction)
+                self._spread.add(self._task.label(batch.modality, "target_spread"), seen.target)
+                self._spread.add(self._task.label(batch.modality, "prediction_spread"), seen.prediction)
+            last[batch.modality] = seen
         lr = schedules.cosine_lr(
             step,
             peak=sections.optim.lr,
@@ -162,7 +178,8 @@ class Trainer:
         self._meter.end_step(counted=stepped)
         if not stepped:
             self._spread = SpreadMeter()
-        self.state.position += sections.training.global_batch_size
+        for modality, size in self._mixture.step_sizes.items():
+            self.state.positions[modality] += size
         self._lr = lr
         if stepped:
             self.state.step += 1
@@ -170,8 +187,8 @@ class Trainer:
             self._teacher.update(self._decay())
         else:
             self._skip()
-        self._throughput.end_step()
-        return seen
+        self._throughput.end_step({name[7:]: value for name, value in totals.items() if name.startswith("amount/")})
+        return last
 
     def _decay(self) -> float:
         """Decay after ``state.step`` updates."""
@@ -194,7 +211,7 @@ class Trainer:
     def _measures_at(self, step: int) -> bool:
         return step % self._sections.health.every_steps == 0
 
-    def _report(self, seen: Observation) -> None:
+    def _report(self, seen: dict[str, Observation]) -> None:
         step = self.state.step
         if self._skipped_in_a_row or not (self._logs_at(step) or self._measures_at(step)):
             return
@@ -206,12 +223,13 @@ class Trainer:
                 {
                     "step": step,
                     "loss": total,
+                    **self._losses_of_modalities(losses),
                     **{f"loss_{name}": value for name, value in losses.items()},
                     "lr": self._lr,
                     "grad_norm": self._engine.gradient_norm(),
                     "ema_decay": self._decay(),
                     **measured,
-                    **self._throughput.read(step, self._loader.wait_seconds),
+                    **self._throughput.read(step, self._mixture.wait_seconds),
                 }
             )
             if not math.isfinite(total):
@@ -219,10 +237,22 @@ class Trainer:
         if self._measures_at(step):
             self._check_health(seen, measured)
 
-    def _check_health(self, seen: Observation, measured: dict[str, float]) -> None:
-        features = {"frontend": seen.frontend, "student": seen.student, "teacher": seen.teacher}
-        figures = {f"{name}_effective_rank": health.effective_rank(value) for name, value in features.items()}
-        figures |= {f"{name}_spread": health.spread(value) for name, value in features.items()}
+    def _losses_of_modalities(self, losses: dict[str, float]) -> dict[str, float]:
+        """The sum of each modality's terms, if there are several modalities."""
+        if len(self._task.modalities) == 1:
+            return {}
+        return {
+            f"loss_{modality}": sum(value for name, value in losses.items() if name.startswith(f"{modality}_"))
+            for modality in self._task.modalities
+        }
+
+    def _check_health(self, seen: dict[str, Observation], measured: dict[str, float]) -> None:
+        figures: dict[str, float] = {}
+        for modality, one in seen.items():
+            features = {"frontend": one.frontend, "student": one.student, "teacher": one.teacher}
+            for name, value in features.items():
+                figures[self._task.label(modality, f"{name}_effective_rank")] = health.effective_rank(value)
+                figures[self._task.label(modality, f"{name}_spread")] = health.spread(value)
         self._log.health({"step": self.state.step, **figures})
         problems = health.alarms(self.state.step, self._sections.health, measured | figures)
         for problem in problems:

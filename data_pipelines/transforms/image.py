@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from data_pipelines.config import ImageTransformConfig
+from data_pipelines.config import ImageSourceConfig
 from data_pipelines.errors import DataError
 
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
@@ -42,7 +42,7 @@ def image_bytes(members: dict[str, bytes]) -> bytes:
 
 
 def load_image(
-    data: bytes, config: ImageTransformConfig, generator: np.random.Generator | None = None
+    data: bytes, config: ImageSourceConfig, generator: np.random.Generator | None = None
 ) -> NDArray[np.float32]:
     """Decode, crop, resize, flip and normalise one image.
 
@@ -103,7 +103,7 @@ def check_image(data: bytes, max_pixels: int) -> str:
     return EXTENSIONS[str(image.format)]
 
 
-def random_box(width: int, height: int, config: ImageTransformConfig, generator: np.random.Generator) -> Box:
+def random_box(width: int, height: int, config: ImageSourceConfig, generator: np.random.Generator) -> Box:
     """Draw a crop by torchvision's rule: ten tries of area and log-uniform ratio, else the largest central crop."""
     for _ in range(_CROP_TRIES):
         area = width * height * generator.uniform(*config.crop_scale)
@@ -125,7 +125,7 @@ def centre_box(width: int, height: int) -> Box:
     return Box((width - side) // 2, (height - side) // 2, side, side)
 
 
-def _resized_crop(image: Image.Image, box: Box, config: ImageTransformConfig) -> Image.Image:
+def _resized_crop(image: Image.Image, box: Box, config: ImageSourceConfig) -> Image.Image:
     """Decode no finer than needed, crop, convert, resize with bicubic interpolation.
 
     A JPEG decoder can shrink by 2, 4 or 8 while decoding ("draft"); it is asked for the smallest image in which the

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import AutoModel
 
 import deploy.export.registration  # noqa: F401  AutoModel below needs it
-from data_pipelines.config import ImageTransformConfig
+from data_pipelines.config import ImageSourceConfig
 from data_pipelines.errors import DataError
 from data_pipelines.reader import Reader
 from data_pipelines.transforms.image import image_bytes, load_image
@@ -78,11 +78,15 @@ def export(
     refuse_occupied(out)
     checkpoint = locate(checkpoint)
     config = read_run_config(checkpoint)
+    if config.data.image is None or len(config.model.modalities) > 1:
+        raise RunError(
+            f"{checkpoint}: only image runs can be exported yet; this one has {', '.join(config.data.sources)}"
+        )
     images, origin = _images(config)
     encoder = trained_encoder(checkpoint, source)
-    exact = encoder.features(images)
+    exact = encoder.features(images, modality="image")
     round_parameters(encoder, DTYPES[dtype])
-    ours = encoder.features(images)
+    ours = encoder.features(images, modality="image")
     with new_folder(out) as folder:
         write_model(encoder, DTYPES[dtype], folder)
         write_preprocessor(config.data.image, folder)
@@ -111,6 +115,7 @@ def write_model(encoder: Data2Vec, dtype: torch.dtype, folder: Path) -> None:
 def transformers_config(config: ModelConfig, dtype: torch.dtype) -> Data2Vec2Config:
     """Our configuration in transformers' words."""
     image, encoder = config.image, config.encoder
+    assert image is not None
     alibi = None
     if image.alibi is not None:
         alibi = {name: getattr(image.alibi, name) for name in ("distance", "per_head", "per_layer")}
@@ -137,7 +142,7 @@ def transformers_config(config: ModelConfig, dtype: torch.dtype) -> Data2Vec2Con
     )
 
 
-def write_preprocessor(config: ImageTransformConfig, folder: Path) -> None:
+def write_preprocessor(config: ImageSourceConfig, folder: Path) -> None:
     """Write preprocessor_config.json: the evaluation transform as transformers' Bit processor does it."""
     content = {
         "image_processor_type": "BitImageProcessor",
@@ -165,12 +170,14 @@ def difference(ours: Tensor, folder: Path, images: Tensor) -> float:
 
 def _images(config: RunConfig) -> tuple[Tensor, str]:
     """A few of the run's own images if its data is at hand, else noise; and which of the two."""
-    data, image = config.data, config.model.image
+    source, image = config.data.image, config.model.image
+    assert source is not None and image is not None
     try:
-        reader = Reader(data.path)
+        path = config.data.path_of("image")
+        reader = Reader(path)
         samples = [reader.read(number) for number in range(min(NUM_COMPARED, len(reader)))]
-        arrays = [load_image(image_bytes(sample.members), data.image) for sample in samples]
-        return torch.from_numpy(np.stack(arrays)), f"{len(samples)} images of {data.path}"
+        arrays = [load_image(image_bytes(sample.members), source) for sample in samples]
+        return torch.from_numpy(np.stack(arrays)), f"{len(samples)} images of {path}"
     except DataError:
         shape = (NUM_COMPARED, image.in_channels, image.image_size, image.image_size)
         return torch.randn(shape, generator=torch.Generator().manual_seed(0)), f"{NUM_COMPARED} random images"

@@ -130,7 +130,7 @@ class ImageFrontend(nn.Module):
         self.num_extra_tokens = config.num_extra_tokens
         self.alibi = config.alibi
         size = config.patch_size
-        self.patch = nn.Conv2d(config.num_channels, config.hidden_size, kernel_size=size, stride=size)
+        self.local = nn.Conv2d(config.num_channels, config.hidden_size, kernel_size=size, stride=size)
         self.register_buffer("positions", sincos_positions(self.grid_size, config.hidden_size))
         if config.num_extra_tokens:
             self.extra_tokens = nn.Parameter(torch.zeros(1, config.num_extra_tokens, config.hidden_size))
@@ -143,11 +143,11 @@ class ImageFrontend(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Images (B, C, H, W) -> tokens (B, extra + T, D), before the frontend's own blocks."""
-        side = self.grid_size * self.patch.kernel_size[0]
-        if pixel_values.shape[1:] != (self.patch.in_channels, side, side):
-            expected = f"(batch, {self.patch.in_channels}, {side}, {side})"
+        side = self.grid_size * self.local.kernel_size[0]
+        if pixel_values.shape[1:] != (self.local.in_channels, side, side):
+            expected = f"(batch, {self.local.in_channels}, {side}, {side})"
             raise ValueError(f"pixel_values: expected {expected}, got {tuple(pixel_values.shape)}")
-        x = self.patch(pixel_values).flatten(2).transpose(1, 2)
+        x = self.local(pixel_values).flatten(2).transpose(1, 2)
         x = x + self.positions.to(x.dtype)  # transformers keeps buffers in fp32
         if self.num_extra_tokens:
             x = torch.cat([self.extra_tokens.expand(len(x), -1, -1), x], dim=1)

@@ -1,4 +1,4 @@
-"""What the frontends of all modalities share: from tokens to the input of the shared blocks."""
+"""What the frontends of all modalities share: from raw input to the input of the shared blocks."""
 
 from typing import NamedTuple
 
@@ -6,9 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.config import AlibiConfig, EncoderConfig
-from model.encoder import Block, LayerBias
-from model.masking import Views
+from model.encoder import Block, LayerBias, run_blocks
+from model.masking import Views, take
+from model.positions import alibi_slopes, distances_1d
+from model.sections import EncoderConfig, ModalityConfig
+
+_PADDED = -1e30
+"""Bias of a padded key. Its weight is exactly 0 in every precision; and a view that happens to keep nothing but
+padding stays finite, as it would not with minus infinity."""
 
 
 class Context(NamedTuple):
@@ -21,71 +26,94 @@ class Context(NamedTuple):
 
 
 class Frontend(nn.Module):
-    """Base of the modalities: positions, gathering of kept tokens, extra tokens, input norm, prenet.
+    """Base of the modalities: gathering of kept tokens, extra tokens, input norm, prenet.
 
-    A modality defines ``tokens`` (raw input -> (B, T, D)), ``positions`` and, with ALiBi, ``distances``.
+    Attributes:
+        local: raw input -> tokens (B, T, D); None in a teacher that reads the student's tokens.
     """
 
-    positions: Tensor
-    """(1, T, D), added to the tokens; a modality registers it."""
+    local: nn.Module | None
 
-    def __init__(
-        self, encoder: EncoderConfig, *, prenet_depth: int, num_extra_tokens: int, alibi: AlibiConfig | None
-    ) -> None:
-        """Args: the encoder's config; blocks, extra tokens and bias of this modality."""
+    def __init__(self, config: ModalityConfig, encoder: EncoderConfig, *, has_norm: bool) -> None:
+        """Args: this modality; the shared encoder; whether the tokens are normalised before the prenet."""
         super().__init__()
-        self.num_extra_tokens = num_extra_tokens
-        self.alibi = alibi
-        if num_extra_tokens:
-            self.extra_tokens = nn.Parameter(torch.empty(1, num_extra_tokens, encoder.dim))
-        if alibi is not None:
-            layers = prenet_depth + encoder.depth if alibi.per_layer else 1
-            heads = encoder.num_heads if alibi.per_head else 1
-            scale = torch.full((layers, 1, heads, 1, 1), alibi.scale)
-            self.alibi_scale = nn.Parameter(scale, requires_grad=alibi.learned)
-        self.norm = nn.LayerNorm(encoder.dim, eps=encoder.norm_eps)
-        self.blocks = nn.ModuleList(Block(encoder) for _ in range(prenet_depth))
+        self.num_extra_tokens = config.num_extra_tokens
+        self.alibi = config.alibi
+        self._num_heads = encoder.num_heads
+        if config.num_extra_tokens:
+            self.extra_tokens = nn.Parameter(torch.empty(1, config.num_extra_tokens, encoder.dim))
+        if config.alibi is not None:
+            layers = config.prenet_depth + encoder.depth if config.alibi.per_layer else 1
+            heads = encoder.num_heads if config.alibi.per_head else 1
+            scale = torch.full((layers, 1, heads, 1, 1), config.alibi.scale)
+            self.alibi_scale = nn.Parameter(scale, requires_grad=config.alibi.learned)
+        self.norm = nn.LayerNorm(encoder.dim, eps=encoder.norm_eps) if has_norm else nn.Identity()
+        self.dropout = nn.Dropout(config.prenet_dropout)
+        self.blocks = nn.ModuleList(Block(encoder) for _ in range(config.prenet_depth))
 
     def tokens(self, source: Tensor) -> Tensor:
         """Raw input -> tokens (B, T, D) before positions."""
+        assert self.local is not None, "this frontend reads another's tokens"
+        tokens = self.local(source)
+        assert isinstance(tokens, Tensor)
+        return tokens
+
+    def positioned(self, tokens: Tensor, views: Views | None) -> Tensor:
+        """Tokens (B, T, D) with their positions, those that the views keep: (N, V, D); all of them without views."""
         raise NotImplementedError
 
-    def distances(self, device: torch.device) -> Tensor:
-        """ALiBi's bias (H, T, T) fp32 before the scale."""
-        raise NotImplementedError
+    def distances(self, tokens: Tensor) -> Tensor:
+        """What ALiBi's slopes are multiplied with: token numbers (N, V) -> (N, V, V) fp32."""
+        return distances_1d(tokens)
 
-    def contextualize(self, tokens: Tensor, views: Views | None) -> Context:
+    def contextualize(
+        self, tokens: Tensor, views: Views | None, padding: Tensor | None, skipped: frozenset[int] = frozenset()
+    ) -> Context:
         """Positions, masking, extra tokens, input norm, prenet (fairseq ``ModalitySpecificEncoder``).
 
         Args:
             tokens: (B, T, D).
             views: what each view keeps, or None to keep everything once.
+            padding: (B, T) bool, True = padding; None if there is none.
+            skipped: prenet blocks that are left out.
         """
-        x = tokens + self.positions.to(tokens.dtype)
-        if views is not None:
-            x = x.repeat_interleave(views.kept.shape[0] // x.shape[0], dim=0)
-            x = x.gather(1, views.kept.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+        x = self.positioned(tokens, views)
         if self.num_extra_tokens:
             x = torch.cat([self.extra_tokens.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
-        bias = self._layer_bias(views)
-        x = self.norm(x)
-        for number, block in enumerate(self.blocks):
-            x, _ = block(x, bias(number))
+        bias = self._layer_bias(tokens, views, padding)
+        x = run_blocks(self.blocks, self.dropout(self.norm(x)), bias, skipped)
         return Context(x, lambda number: bias(len(self.blocks) + number))
 
-    def _layer_bias(self, views: Views | None) -> LayerBias:
+    def _layer_bias(self, tokens: Tensor, views: Views | None, padding: Tensor | None) -> LayerBias:
+        """Bias by number of a block, prenet first: that of the distances and that of padding."""
+        padded = self._padding_bias(views, padding)
         if self.alibi is None:
-            return lambda number: None
-        whole = self.distances(self.alibi_scale.device).unsqueeze(0)
-        if views is not None:
-            whole = whole.expand(views.kept.shape[0], -1, -1, -1)
-            rows = views.kept[:, None, :, None].expand(-1, whole.shape[1], -1, whole.shape[-1])
-            whole = whole.gather(2, rows)
-            columns = views.kept[:, None, None, :].expand(-1, whole.shape[1], whole.shape[2], -1)
-            whole = whole.gather(3, columns)
-        whole = functional.pad(whole, (self.num_extra_tokens, 0, self.num_extra_tokens, 0))
+            return lambda number: padded
+        kept = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0) if views is None else views.kept
+        slopes = alibi_slopes(self._num_heads, tokens.device).view(1, -1, 1, 1)
+        extra = (self.num_extra_tokens, 0, self.num_extra_tokens, 0)  # they are at no distance from anything
+        whole = functional.pad(-slopes * self.distances(kept).unsqueeze(1), extra)
         scales = self.alibi_scale.float().clamp_min(0)
-        if len(scales) == 1:
-            once = whole * scales[0]
-            return lambda number: once
-        return lambda number: whole * scales[number]
+
+        def scaled(number: int) -> Tensor:
+            bias = whole * scales[number]
+            return bias if padded is None else bias + padded
+
+        if len(scales) > 1:
+            return scaled
+        once = scaled(0)
+        return lambda number: once
+
+    def _padding_bias(self, views: Views | None, padding: Tensor | None) -> Tensor | None:
+        """(N, 1, 1, ex + V) fp32, or None."""
+        if padding is None:
+            return None
+        if views is not None:
+            padding = padding.repeat_interleave(len(views.kept) // len(padding), dim=0).gather(1, views.kept)
+        bias = torch.zeros(padding.shape, device=padding.device).masked_fill_(padding, _PADDED)
+        return functional.pad(bias, (self.num_extra_tokens, 0))[:, None, None, :]
+
+
+def kept_tokens(tokens: Tensor, views: Views | None) -> Tensor:
+    """Tokens (B, T, D) that the views keep (N, V, D); all of them without views."""
+    return tokens if views is None else take(tokens, views.kept)

@@ -1,35 +1,44 @@
 """Image frontend: patches and fixed 2-D sine-cosine positions."""
 
-import torch
 from torch import Tensor, nn
 
-from model.config import EncoderConfig, ImageConfig
-from model.modalities.base import Frontend
-from model.positions import alibi_2d, sincos_2d
+from model.config import ImageConfig
+from model.masking import Views
+from model.modalities.base import Frontend, kept_tokens
+from model.positions import distances_2d, sincos_2d
+from model.sections import EncoderConfig
+
+
+class Patches(nn.Conv2d):
+    """Square images -> one token per patch, row by row."""
+
+    def __init__(self, config: ImageConfig, dim: int) -> None:
+        """Args: size of the patches, width D."""
+        super().__init__(config.in_channels, dim, kernel_size=config.patch_size, stride=config.patch_size)
+
+    def forward(self, source: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, T, D)."""
+        return super().forward(source).flatten(2).transpose(1, 2)
 
 
 class ImageFrontend(Frontend):
-    """Square images -> one token per patch, row by row."""
+    """Patches, table of positions, ALiBi over the grid."""
 
-    def __init__(self, config: ImageConfig, encoder: EncoderConfig) -> None:
-        """Args: the image side and the shared encoder."""
-        super().__init__(
-            encoder,
-            prenet_depth=config.prenet_depth,
-            num_extra_tokens=config.num_extra_tokens,
-            alibi=config.alibi,
-        )
-        size = config.patch_size
-        self.patch = nn.Conv2d(config.in_channels, encoder.dim, kernel_size=size, stride=size)
+    positions: Tensor
+    """(1, T, D), added to the tokens."""
+
+    def __init__(self, config: ImageConfig, encoder: EncoderConfig, *, has_local: bool = True) -> None:
+        """Args: the image side; the shared encoder; whether to make tokens itself."""
+        super().__init__(config, encoder, has_norm=True)
+        self.local = Patches(config, encoder.dim) if has_local else None
         self.register_buffer("positions", sincos_2d(config.grid_size, encoder.dim))
         self._grid_size = config.grid_size
-        self._num_heads = encoder.num_heads
 
-    def tokens(self, source: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, T, D)."""
-        return self.patch(source).flatten(2).transpose(1, 2)
+    def positioned(self, tokens: Tensor, views: Views | None) -> Tensor:
+        """The fixed positions are added before tokens are removed."""
+        return kept_tokens(tokens + self.positions.to(tokens.dtype), views)
 
-    def distances(self, device: torch.device) -> Tensor:
-        """(H, T, T) fp32; made anew, for a buffer would be rounded with the weights to bf16."""
+    def distances(self, tokens: Tensor) -> Tensor:
+        """Between cells of the grid; made anew, for a buffer would be rounded with the weights to bf16."""
         assert self.alibi is not None
-        return alibi_2d(self._num_heads, self._grid_size, self.alibi.distance, device)
+        return distances_2d(tokens, self._grid_size, self.alibi.distance)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pretrain.errors import RunError
 
-FORMAT, VERSION = "data2vec-scale/checkpoint", 1
+FORMAT, VERSION = "data2vec-scale/checkpoint", 2
 KINDS = ("student", "exp_avg", "exp_avg_sq", "teacher")
 """fp32 weights of the student, Adam's moments, and the teacher (which lacks some parameters)."""
 
@@ -38,8 +38,8 @@ class Manifest:
 
     step: int
     """Optimizer updates made."""
-    position: int
-    """Samples consumed from the data stream."""
+    positions: dict[str, int]
+    """Units consumed from the data stream of each modality."""
     adam_step: int
     """Updates that Adam's bias correction counts."""
     dp_size: int
@@ -73,7 +73,7 @@ class Manifest:
             if version != VERSION:
                 raise RunError(
                     f"{path}: checkpoint format version {version}, this release reads version {VERSION}; "
-                    "use a newer data2vec-scale"
+                    f"use {'a newer' if version > VERSION else 'an older'} data2vec-scale"
                 )
             files = [
                 FileRecord(**(item | {"ranges": {key: tuple(span) for key, span in item["ranges"].items()}}))

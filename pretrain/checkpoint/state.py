@@ -1,6 +1,6 @@
 """What of a run is saved and restored: fragments by global name, and a few numbers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -24,8 +24,8 @@ class TrainState:
 
     step: int = 0
     """Optimizer updates made."""
-    position: int = 0
-    """Samples consumed from the data stream, skipped steps included."""
+    positions: dict[str, int] = field(default_factory=dict)
+    """Units consumed from the data stream of each modality, skipped steps included."""
 
 
 def save(
@@ -89,7 +89,7 @@ def restore(checkpoint: Path, engine: StudentEngine, teacher: ShardedTeacher) ->
             average.copy_(reader.read(f"teacher/{piece.name}", piece.start, piece.stop))
     engine.restore(reader.manifest.adam_step)
     teacher.refresh()
-    return TrainState(step=reader.manifest.step, position=reader.manifest.position)
+    return TrainState(step=reader.manifest.step, positions=dict(reader.manifest.positions))
 
 
 def choose(run_dir: Path, groups: ProcessGroups) -> tuple[Path | None, list[str]]:
@@ -133,7 +133,7 @@ def _manifest(
 ) -> Manifest:
     return Manifest(
         step=state.step,
-        position=state.position,
+        positions=state.positions,
         adam_step=engine.adam_step,
         dp_size=groups.dp_size,
         zero_stage=config.parallel.zero_stage,

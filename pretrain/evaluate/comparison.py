@@ -1,6 +1,5 @@
 """How good frozen features are: the trained encoder against the untrained one and against raw pixels."""
 
-import dataclasses
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from data_pipelines.loader import labelled_batches
+from data_pipelines.loader import labelled_images
 from pretrain.checkpoint.manifest import Manifest
 from pretrain.checkpoint.store import locate
 from pretrain.checkpoint.weights import read_run_config
@@ -106,7 +105,7 @@ def compare(
 def _features(
     config: RunConfig, path: str, encoders: dict[str, Encode], batch_size: int, device: torch.device
 ) -> Features:
-    with closing(labelled_batches(dataclasses.replace(config.data, path=path), batch_size)) as batches:
+    with closing(labelled_images(config.data, path, batch_size)) as batches:
         return extract(encoders, tqdm(batches, desc=f"encode {path}", unit="batch", disable=None), device)
 
 

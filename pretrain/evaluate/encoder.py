@@ -21,8 +21,10 @@ def trained_encoder(checkpoint: Path, source: Source) -> Data2Vec:
     Raises:
         RunError: if the checkpoint is damaged or its weights are not those of its configuration.
     """
-    encoder = Data2Vec(read_run_config(checkpoint).model, with_decoders=False)
-    weights = read_weights(checkpoint, source)
+    encoder = Data2Vec(read_run_config(checkpoint).model, role="encoder")
+    weights = read_weights(checkpoint, "student")
+    if source == "teacher":  # where it has no weights of its own it reads what the student makes of the input
+        weights |= read_weights(checkpoint, "teacher")
     kept = {name: weight for name, weight in weights.items() if not name.startswith(NOT_ENCODER)}
     trainable = {name for name, parameter in encoder.named_parameters() if parameter.requires_grad}
     state = encoder.state_dict()
@@ -44,6 +46,12 @@ def pooled(encoder: Data2Vec) -> Encode:
     """The last block's output on the unmasked image, averaged over the patches (facts section 4.1).
 
     Extra tokens are left out of the average: features from them are several points worse on small models.
+
+    Raises:
+        RunError: if the encoder has no images.
     """
-    num_extra_tokens = encoder.config.image.num_extra_tokens
-    return lambda images: encoder.features(images)[:, num_extra_tokens:].mean(dim=1)
+    image = encoder.config.image
+    if image is None:
+        raise RunError(f"only image encoders can be judged yet; this one has {', '.join(encoder.config.modalities)}")
+    num_extra_tokens = image.num_extra_tokens
+    return lambda images: encoder.features(images, modality="image")[:, num_extra_tokens:].mean(dim=1)

@@ -9,14 +9,31 @@ def train_line(metrics: dict[str, Any]) -> str:
     terms = ", ".join(
         f"{name.removeprefix('loss_')} {metrics[name]:.4f}" for name in metrics if name.startswith("loss_")
     )
+    spreads = "; ".join(
+        f"{name.removesuffix('target_spread').rstrip('_') or 'targets'} {metrics[name]:.3f}, predictions "
+        f"{metrics[name.removesuffix('target_spread') + 'prediction_spread']:.3f}"
+        for name in metrics
+        if name.endswith("target_spread")
+    )
     return (
         f"loss {metrics['loss']:8.4f} ({terms})"
         f"  lr {metrics['lr']:.2e}  grad {metrics['grad_norm']:7.3f}  ema {metrics['ema_decay']:.6f}"
-        f"  spread of targets {metrics['target_spread']:.3f}, predictions {metrics['prediction_spread']:.3f}"
-        f"  {metrics['samples_per_second']:7.1f} images/s  {metrics['tflops_per_second']:8.3g} TFLOP/s"
+        f"  spread of {spreads}"
+        f"  {speed(metrics)}  {metrics['tflops_per_second']:8.3g} TFLOP/s"
         f"  {metrics['memory_gib']:6.2f} GiB  wait {100 * metrics['data_wait_share']:3.0f} %"
         f"  eta {duration(metrics['eta_seconds'])}"
     )
+
+
+def speed(metrics: dict[str, Any]) -> str:
+    """Images, seconds of audio, tokens of text per second: what the run has."""
+    shown = {"images": "images/s", "audio_seconds": "s of audio/s", "text_tokens": "tokens/s"}
+    found = [
+        f"{metrics[f'{name}_per_second']:7.1f} {unit}"
+        for name, unit in shown.items()
+        if f"{name}_per_second" in metrics
+    ]
+    return ", ".join(found)
 
 
 def health_line(figures: dict[str, Any]) -> str:
@@ -54,7 +71,7 @@ class Console:
     def progress(self, metrics: dict[str, Any]) -> None:
         """Move the bar."""
         if self._bar is not None:
-            postfix = f"loss {metrics['loss']:.3f}, {metrics['samples_per_second']:.0f} images/s"
+            postfix = f"loss {metrics['loss']:.3f}, {speed(metrics).strip()}"
             self._bar.set_postfix_str(postfix, refresh=False)
             self._bar.update(metrics["step"] - self._bar.n)
 

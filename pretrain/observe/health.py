@@ -50,16 +50,20 @@ def alarms(step: int, section: HealthSection, measured: dict[str, float]) -> lis
     Args:
         step: completed steps; nothing is an alarm before ``section.after_steps``.
         section: the thresholds.
-        measured: any of ``target_spread``, ``prediction_spread`` and ``*_effective_rank``.
+        measured: any of ``*target_spread``, ``*prediction_spread`` and ``*_effective_rank``.
     """
     if step < section.after_steps:
         return []
-    limits = {"target_spread": section.min_target_spread, "prediction_spread": section.min_prediction_spread}
-    limits |= {name: section.min_effective_rank for name in measured if name.endswith("_effective_rank")}
+    limits = {
+        "target_spread": section.min_target_spread,
+        "prediction_spread": section.min_prediction_spread,
+        "effective_rank": section.min_effective_rank,
+    }
     return [
-        f"collapse: {name} {measured[name]:.4g} is below {limit:g}"
-        for name, limit in limits.items()
-        if name in measured and not measured[name] >= limit
+        f"collapse: {name} {value:.4g} is below {limit:g}"
+        for name, value in measured.items()
+        for figure, limit in limits.items()
+        if name.endswith(figure) and not value >= limit
     ]
 
 

@@ -9,10 +9,8 @@ import torch
 class Throughput:
     """Clock of a run, read once per log interval."""
 
-    def __init__(self, *, global_batch_size: int, flops_per_sample: int, num_devices: int, max_steps: int) -> None:
-        """Args: samples of a step, FLOPs of one sample (mask-aware), devices that share them, the run's length."""
-        self._global_batch_size = global_batch_size
-        self._flops_per_sample = flops_per_sample
+    def __init__(self, *, num_devices: int, max_steps: int) -> None:
+        """Args: devices that share a step, the run's length."""
         self._num_devices = num_devices
         self._max_steps = max_steps
 
@@ -21,19 +19,22 @@ class Throughput:
         self._since = time.perf_counter()
         self._wait_seconds = wait_seconds
         self._num_steps = 0
+        self._amounts: dict[str, float] = {}
 
-    def end_step(self) -> None:
-        """Count one step."""
+    def end_step(self, amounts: dict[str, float]) -> None:
+        """Count one step and what all ranks together processed in it: ``flops`` (mask-aware), ``samples``, others."""
         self._num_steps += 1
+        for name, amount in amounts.items():
+            self._amounts[name] = self._amounts.get(name, 0.0) + amount
 
     def read(self, step: int, wait_seconds: float) -> dict[str, float]:
         """Figures of the interval that ends now at ``step``; starts the next one."""
         seconds = max(time.perf_counter() - self._since, 1e-9)
         per_step = seconds / max(self._num_steps, 1)
-        samples_per_second = self._global_batch_size / per_step
+        flops = self._amounts.pop("flops", 0.0)
         figures = {
-            "samples_per_second": samples_per_second,
-            "tflops_per_second": samples_per_second * self._flops_per_sample / self._num_devices / 1e12,
+            **{f"{name}_per_second": amount / seconds for name, amount in self._amounts.items() if amount},
+            "tflops_per_second": flops / seconds / self._num_devices / 1e12,
             "memory_gib": peak_memory_gib(),
             "data_wait_share": (wait_seconds - self._wait_seconds) / seconds,
             "seconds_per_step": per_step,

@@ -2,8 +2,9 @@
 (``{base,large,huge,huge14}_images_only_task.yaml``), ``[paper]`` those of arXiv 2212.07525, ``[ours]`` our own.
 """
 
-from data_pipelines.config import DataConfig, ImageTransformConfig
-from model.config import DecoderConfig, EncoderConfig, ImageConfig, LossConfig, MaskConfig, ModelConfig, TargetConfig
+from data_pipelines.config import DataConfig, ImageSourceConfig
+from model.config import ImageConfig, ModelConfig
+from model.sections import DecoderConfig, EncoderConfig, LossConfig, MaskConfig, TargetConfig
 from pretrain.config import RunConfig
 from pretrain.sections import (
     EmaSection,
@@ -14,7 +15,7 @@ from pretrain.sections import (
 )
 
 _DATA = DataConfig(
-    image=ImageTransformConfig(
+    image=ImageSourceConfig(
         size=224,  # [yaml] task.input_size / modalities.image.input_size default
         crop_scale=(0.2, 1.0),  # [fairseq mae_image_dataset.py] RandomResizedCrop(scale=(0.2, 1.0))
         flip_prob=0.5,  # [fairseq mae_image_dataset.py] RandomHorizontalFlip
@@ -30,16 +31,17 @@ def image_base() -> RunConfig:
     return RunConfig(
         name="image-base",
         model=ModelConfig(
-            num_views=16,  # [yaml] clone_batch
             encoder=EncoderConfig(depth=10, dim=768, num_heads=12, norm_eps=1e-6),  # [yaml]
             image=ImageConfig(
+                num_views=16,  # [yaml] clone_batch
                 prenet_depth=2,  # [yaml]
                 num_extra_tokens=1,  # [yaml]
+                extra_tokens_zero_init=False,  # [yaml] init_extra_token_zero
                 mask=MaskConfig(prob=0.8, adjust=0.07, length=3, inverse=True),  # [yaml]
                 decoder=DecoderConfig(dim=768, groups=16, kernel=3, num_layers=6),  # [yaml]
+                target=TargetConfig(top_k=10, layer_norm=True),  # [yaml] instance norm per layer, then layer norm
+                loss=LossConfig(cls_weight=0.01, cls_rows=16 * 16),  # [yaml] cls_loss; rows = batch_size x clone_batch
             ),
-            target=TargetConfig(top_k=10),  # [yaml] average_top_k_layers; instance norm, then layer norm
-            loss=LossConfig(cls_weight=0.01, cls_rows=16 * 16),  # [yaml] cls_loss; rows = batch_size x clone_batch
         ),
         data=_DATA,
         optim=OptimSection(
@@ -65,16 +67,17 @@ def image_large() -> RunConfig:
     return RunConfig(
         name="image-large",
         model=ModelConfig(
-            num_views=16,  # [yaml]
             encoder=EncoderConfig(depth=24, dim=1024, num_heads=16, norm_eps=1e-6),  # [yaml]
             image=ImageConfig(
+                num_views=16,  # [yaml]
                 prenet_depth=0,  # [yaml]
                 num_extra_tokens=1,  # [yaml]
+                extra_tokens_zero_init=False,  # [yaml] init_extra_token_zero
                 mask=MaskConfig(prob=0.75, adjust=0.1, length=3, inverse=True),  # [yaml]
                 decoder=DecoderConfig(dim=1024, groups=16, kernel=5, num_layers=3),  # [yaml]
+                target=TargetConfig(top_k=18, layer_norm=True),  # [yaml]
+                loss=LossConfig(cls_weight=0.01, cls_rows=8 * 16),  # [yaml]
             ),
-            target=TargetConfig(top_k=18),  # [yaml]
-            loss=LossConfig(cls_weight=0.01, cls_rows=8 * 16),  # [yaml]
         ),
         data=_DATA,
         optim=OptimSection(lr=4e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.05, clip_norm=4.0),  # [yaml]
@@ -115,15 +118,16 @@ def image_huge14() -> RunConfig:
 
 def _huge(patch_size: int) -> ModelConfig:
     return ModelConfig(
-        num_views=16,  # [yaml]
         encoder=EncoderConfig(depth=32, dim=1280, num_heads=16, norm_eps=1e-6),  # [yaml]
         image=ImageConfig(
+            num_views=16,  # [yaml]
             patch_size=patch_size,  # [yaml]
             prenet_depth=0,  # [yaml]
             num_extra_tokens=1,  # [yaml]
+            extra_tokens_zero_init=False,  # [yaml] init_extra_token_zero
             mask=MaskConfig(prob=0.75, adjust=0.1, length=3, inverse=True),  # [yaml]
             decoder=DecoderConfig(dim=1024, groups=16, kernel=5, num_layers=3),  # [yaml]
+            target=TargetConfig(top_k=24, layer_norm=True),  # [yaml]; [paper] 32
+            loss=LossConfig(cls_weight=0.01, cls_rows=8 * 16),  # [yaml]
         ),
-        target=TargetConfig(top_k=24),  # [yaml]; [paper] 32
-        loss=LossConfig(cls_weight=0.01, cls_rows=8 * 16),  # [yaml]
     )

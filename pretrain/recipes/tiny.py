@@ -1,7 +1,8 @@
 """Recipes small enough for two CPU cores. ``[demo]`` marks values found in the search that shared/demo.md records."""
 
-from data_pipelines.config import DataConfig, ImageTransformConfig
-from model.config import DecoderConfig, EncoderConfig, ImageConfig, LossConfig, MaskConfig, ModelConfig, TargetConfig
+from data_pipelines.config import DataConfig, ImageSourceConfig
+from model.config import ImageConfig, ModelConfig
+from model.sections import DecoderConfig, EncoderConfig, LossConfig, MaskConfig, TargetConfig
 from pretrain.config import RunConfig
 from pretrain.sections import (
     CheckpointSection,
@@ -21,7 +22,6 @@ def image_tiny() -> RunConfig:
     return RunConfig(
         name="image-tiny",
         model=ModelConfig(
-            num_views=4,  # [demo]
             encoder=EncoderConfig(
                 depth=4,  # [demo]
                 dim=96,  # [demo]
@@ -29,19 +29,21 @@ def image_tiny() -> RunConfig:
                 init_std=0.06,  # [demo] .02 is small for a width of 96: -6 points of kNN
             ),
             image=ImageConfig(
+                num_views=4,  # [demo]
                 image_size=28,  # [demo]
                 patch_size=4,  # [demo]
                 in_channels=1,
                 prenet_depth=0,  # [demo]
                 num_extra_tokens=1,  # [demo]
+                extra_tokens_zero_init=False,
                 mask=MaskConfig(prob=0.7, adjust=0.07, length=3, inverse=True),  # [demo] 14 of 49 patches stay
                 decoder=DecoderConfig(dim=64, groups=4, kernel=3, num_layers=3),  # [demo]
+                target=TargetConfig(top_k=4, layer_norm=True),  # [demo]
+                loss=LossConfig(cls_weight=0.0),  # [demo] the summed CLS term is 70 % of the early loss at this size
             ),
-            target=TargetConfig(top_k=4),  # [demo]
-            loss=LossConfig(cls_weight=0.0),  # [demo] the summed CLS term is 70 % of the early loss at this size
         ),
         data=DataConfig(
-            image=ImageTransformConfig(
+            image=ImageSourceConfig(
                 size=28,
                 channels=1,
                 crop=False,  # [demo] no augmentation
