@@ -20,7 +20,7 @@ import webdataset
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from data_pipelines.config import ImageTransformConfig
+from data_pipelines.config import ImageSourceConfig
 from data_pipelines.order import sample_at
 from data_pipelines.reader import Reader
 from data_pipelines.shards.index import build_index
@@ -66,7 +66,7 @@ def make_samples(number: int) -> list[Stored]:
 
 def measure(shard: Path, images: list[bytes], seconds: float) -> dict[str, object]:
     """All rates of one shard."""
-    config = ImageTransformConfig()
+    config = ImageSourceConfig()
     reader = Reader(str(shard))
     draws = np.random.default_rng(1)
     mib = shard.stat().st_size / 2**20

@@ -1,8 +1,8 @@
 """``python -m benchmarks.step_time``: one training step on this machine, part by part, as one JSON line.
 
-Medians over the rounds of teacher forward, student forward, backward and the average of a recipe at a given batch
-and number of views, without optimizer and communication, as the reference was timed (data2vec2-facts.md section 7:
-CPU seconds per step of fairseq on 2 threads of a shared machine, on another day; compare with care).
+Medians over the rounds of student forward, teacher forward, loss and backward, and the average of a recipe at a given
+batch and number of views, without optimizer and communication, as the reference was timed (data2vec2-facts.md section
+7: CPU seconds per step of fairseq on 2 threads of a shared machine, on another day; compare with care).
 """
 
 import argparse
@@ -13,6 +13,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,21 +21,26 @@ import torch
 from model import ema
 from model.accounting import train_flops_per_sample
 from model.config import ModelConfig
-from model.data2vec import Data2Vec
+from model.data2vec import Data2Vec, StudentOutput
 from model.initialization import initialize
 from model.losses import objective
-from model.masking import block_masks_2d, split_views
+from model.masking import split_views
+from pretrain.masking import masking_of
 from pretrain.recipes.registry import recipe
 
 REFERENCE_CPU_SECONDS = {
-    ("image-base", 2, 1): 2.6,
-    ("image-base", 2, 8): 6.4,
-    ("image-base", 2, 16): 15.7,
-    ("image-base", 4, 8): 14.6,
-    ("image-base", 4, 16): 26.9,
+    ("image-base", 2, 1, 224): 2.6,
+    ("image-base", 2, 8, 224): 6.4,
+    ("image-base", 2, 16, 224): 15.7,
+    ("image-base", 4, 8, 224): 14.6,
+    ("image-base", 4, 16, 224): 26.9,
+    ("audio-base", 2, 8, 80_000): 20.1,
+    ("text-base", 1, 8, 512): 28.7,
 }
-"""Median CPU seconds per step of the reference in fp32 by (recipe, batch, views); of several runs the lowest median."""
+"""Median CPU seconds per step of the reference in fp32 by (recipe, batch, views, input length); of several runs the
+lowest median."""
 BASELINE = "fairseq 3d262bb2, fp32, 2 threads, another day and load (data2vec2-facts.md section 7)"
+SAMPLE_RATE = 16_000
 
 
 class Stopwatch:
@@ -66,64 +72,104 @@ def main() -> None:
     """Measure and print."""
     options = _parser().parse_args()
     device = torch.device(options.device)
-    config = dataclasses.replace(recipe(options.recipe).model, num_views=options.views)
-    watch = measure(config, options.batch_size, device, getattr(torch, options.dtype), options.repeats)
-    print(json.dumps(report(options, config, watch)))
+    config = recipe(options.recipe).model
+    modality = options.modality or next(iter(config.modalities))
+    side = dataclasses.replace(config.modalities[modality], num_views=options.views)
+    config = dataclasses.replace(config, **{modality: side})  # type: ignore[arg-type]
+    length = input_length(config, modality, options)
+    watch = measure(
+        config, modality, length, options.batch_size, device, getattr(torch, options.dtype), options.repeats
+    )
+    print(json.dumps(report(options, config, modality, length, watch)))
 
 
-def measure(config: ModelConfig, batch_size: int, device: torch.device, dtype: torch.dtype, repeats: int) -> Stopwatch:
-    """Time ``repeats`` steps after one that warms up."""
+def input_length(config: ModelConfig, modality: str, options: argparse.Namespace) -> int:
+    """Pixels of a side, waveform samples or tokens of one input."""
+    if modality == "audio":
+        return int(options.seconds * SAMPLE_RATE)
+    return options.tokens if modality == "text" else config.image.image_size  # type: ignore[union-attr]
+
+
+def make_source(config: ModelConfig, modality: str, length: int, batch_size: int) -> torch.Tensor:
+    """Random input of one batch."""
+    generator = torch.Generator().manual_seed(0)
+    if config.image is not None and modality == "image":
+        return torch.randn(batch_size, config.image.in_channels, length, length, generator=generator)
+    if config.text is not None and modality == "text":
+        return torch.randint(4, config.text.vocab_size, (batch_size, length), generator=generator)
+    return torch.randn(batch_size, length, generator=generator)
+
+
+def measure(
+    config: ModelConfig,
+    modality: str,
+    length: int,
+    batch_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    repeats: int,
+) -> Stopwatch:
+    """Time ``repeats`` steps after one that warms up; dropouts are on."""
     student = Data2Vec(config)
     initialize(student, 0)
-    teacher = Data2Vec(config, with_decoders=False)
+    teacher = Data2Vec(config, role="teacher")
     shared = {name: value for name, value in student.state_dict().items() if name in teacher.state_dict()}
     teacher.load_state_dict(shared)
     student, teacher = student.to(device, dtype), teacher.to(device, dtype).eval()
     masters = [p.detach().float() for p in teacher.parameters()]
     averages = [master.clone() for master in masters]
-    image, generator = config.image, torch.Generator().manual_seed(0)
-    source = torch.randn(batch_size, image.in_channels, image.image_size, image.image_size).to(device, dtype)
-    masks = block_masks_2d(batch_size * config.num_views, image.grid_size, image.mask, generator)
-    views = split_views(masks.view(batch_size, config.num_views, -1).to(device), image.num_kept)
+    side, source = config.modalities[modality], make_source(config, modality, length, batch_size).to(device)
+    if source.is_floating_point():
+        source = source.to(dtype)
+    masks = masking_of(config, modality).masks(range(batch_size), [length] * batch_size)
+    views = split_views(masks.to(device), int((~masks[0, 0]).sum()))
+    noise_shape = (*views.removed.shape, config.encoder.dim)
     watch = Stopwatch(device)
+
+    def forward() -> StudentOutput:
+        noise = torch.randn(noise_shape, device=device, dtype=dtype) * side.decoder.noise_std
+        out = student(source, views, noise, modality=modality)
+        assert isinstance(out, StudentOutput)
+        return out
+
+    def backward(out: StudentOutput, targets: torch.Tensor) -> None:
+        terms = objective(side, out, targets, views, source).values()
+        torch.stack([term.weight * term.sum / term.count for term in terms]).sum().backward()
+
     for round_number in range(repeats + 1):
         if round_number == 1:
             watch = Stopwatch(device)
-        with torch.no_grad():
-            goal = watch.time("teacher_forward", lambda: teacher.targets(source))
-
-        def forward(targets: torch.Tensor = goal.targets) -> torch.Tensor:
-            noise = torch.randn(*views.removed.shape, config.encoder.dim, device=device, dtype=dtype)
-            out = student(source, views, noise * image.decoder.noise_std)
-            terms = objective(config, out, targets, views, source).values()
-            return torch.stack([term.weight * term.sum / term.count for term in terms]).sum()
-
-        loss = watch.time("student_forward", forward)
-        watch.time("backward", loss.backward)
+        out = watch.time("student_forward", forward)
+        goal = watch.time("teacher_forward", partial(teacher.targets, source, out, modality=modality))
+        watch.time("loss_backward", partial(backward, out, goal.targets))
         watch.time("ema", lambda: ema.lerp_(averages, masters, 0.9998))
         student.zero_grad()
     return watch
 
 
-def report(options: argparse.Namespace, config: ModelConfig, watch: Stopwatch) -> dict[str, Any]:
+def report(
+    options: argparse.Namespace, config: ModelConfig, modality: str, length: int, watch: Stopwatch
+) -> dict[str, Any]:
     """The figures, with the ratio to the reference where it was measured."""
     wall, cpu = medians(watch.wall), medians(watch.cpu)
+    flops = options.batch_size * train_flops_per_sample(config, modality, length)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     if options.device == "cuda":
         peak = torch.cuda.max_memory_allocated() / 2**30
-    baseline = REFERENCE_CPU_SECONDS.get((options.recipe, options.batch_size, options.views))
+    baseline = REFERENCE_CPU_SECONDS.get((options.recipe, options.batch_size, options.views, length))
     comparable = baseline if options.device == "cpu" and options.dtype == "float32" else None
     return {
         "recipe": options.recipe,
         "batch_size": options.batch_size,
         "views": options.views,
+        "input": f"{length} " + {"image": "pixels a side", "audio": "waveform samples", "text": "tokens"}[modality],
         "dtype": options.dtype,
         "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "wall_seconds": wall,
         "cpu_seconds": cpu,
-        "images_per_second": round(options.batch_size / wall["step"], 3),
-        "tflops_per_second": round(options.batch_size * train_flops_per_sample(config) / wall["step"] / 1e12, 4),
+        "samples_per_second": round(options.batch_size / wall["step"], 3),
+        "tflops_per_second": round(flops / wall["step"] / 1e12, 4),
         "peak_memory_gib": round(peak, 2),
         "reference_cpu_seconds": comparable,
         "reference": BASELINE if comparable else None,
@@ -134,6 +180,9 @@ def report(options: argparse.Namespace, config: ModelConfig, watch: Stopwatch) -
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step_time", description=__doc__)
     parser.add_argument("--recipe", default="image-base")
+    parser.add_argument("--modality", help="of a recipe that has several; default: its first")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of audio; default: 5")
+    parser.add_argument("--tokens", type=int, default=512, help="of text; default: 512")
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--views", type=int, default=8)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")

@@ -69,8 +69,11 @@ class Plot:
 
 
 def panels(history: History) -> list[Panel]:
-    """All panels; the loss panel shows the terms if the run has more than one."""
+    """All panels; those about features once per modality. The loss panel shows its modalities, or else its terms."""
+    modalities = [name.removesuffix("target_spread") for name in history.names("") if name.endswith("target_spread")]
     terms = history.names("loss_")
+    if len(modalities) > 1:
+        terms = [f"loss_{modality.rstrip('_')}" for modality in modalities]
     return [
         Panel(
             "Loss",
@@ -90,29 +93,10 @@ def panels(history: History) -> list[Panel]:
             from_zero=False,
         ),
         Panel("Gradient norm", "Global norm before clipping.", ("grad_norm",), "norm", may_be_log=True),
-        Panel(
-            "Spread of targets and predictions",
-            "Mean standard deviation per channel. Near zero means collapse; a prediction close to the target early "
-            "on may only have learned positions.",
-            ("target_spread", "prediction_spread"),
-            "standard deviation",
-        ),
-        Panel(
-            "Effective rank",
-            "Number of directions that the features really use: student, teacher and frontend. "
-            "A fall towards 1 means collapse.",
-            ("student_effective_rank", "teacher_effective_rank", "frontend_effective_rank"),
-            "directions",
-        ),
-        Panel(
-            "Spread of features",
-            "Mean standard deviation per channel of student, teacher and frontend features.",
-            ("student_spread", "teacher_spread", "frontend_spread"),
-            "standard deviation",
-        ),
+        *(panel for modality in modalities for panel in _feature_panels(modality)),
         Panel(
             "Throughput",
-            "Samples per second of the whole run, and so the floating-point rate of one device (mask-aware count).",
+            "Samples per second of the whole run, and the floating-point rate of one device (mask-aware count).",
             ("samples_per_second",),
             "samples / s",
             ("tflops_per_second",),
@@ -124,6 +108,34 @@ def panels(history: History) -> list[Panel]:
             "Share of the step in which the trainer waited for the loader.",
             ("data_wait_share",),
             "share of the step",
+        ),
+    ]
+
+
+def _feature_panels(prefix: str) -> list[Panel]:
+    """Panels about the features of one modality, whose measurements begin with ``prefix``; "" if it is the only one."""
+    of = f" of {prefix.rstrip('_')}" if prefix else ""
+    parts = [f"{prefix}{part}" for part in ("student", "teacher", "frontend")]
+    return [
+        Panel(
+            f"Spread of targets and predictions{of}",
+            "Mean standard deviation per channel. Near zero means collapse; a prediction close to the target early "
+            "on may only have learned positions.",
+            (f"{prefix}target_spread", f"{prefix}prediction_spread"),
+            "standard deviation",
+        ),
+        Panel(
+            f"Effective rank{of}",
+            "Number of directions that the features really use: student, teacher and frontend. "
+            "A fall towards 1 means collapse.",
+            tuple(f"{part}_effective_rank" for part in parts),
+            "directions",
+        ),
+        Panel(
+            f"Spread of features{of}",
+            "Mean standard deviation per channel of student, teacher and frontend features.",
+            tuple(f"{part}_spread" for part in parts),
+            "standard deviation",
         ),
     ]
 

@@ -62,6 +62,21 @@ def _batches(config: RunConfig, step: int) -> dict[str, str]:
     return seen | each
 
 
+def _flops(config: RunConfig) -> dict[str, str]:
+    """Arithmetic of one image, one second of audio, one block of text."""
+    found = {}
+    if config.data.image:
+        found["GFLOP per image"] = train_flops_per_sample(config.model, "image", config.data.image.size)
+    if config.data.audio:
+        found["GFLOP per second of audio"] = train_flops_per_sample(
+            config.model, "audio", config.data.audio.sample_rate
+        )
+    if config.data.text:
+        tokens = config.data.text.tokens_per_sample
+        found[f"GFLOP per {tokens} tokens"] = train_flops_per_sample(config.model, "text", tokens)
+    return {name: f"{flops / 1e9:,.3g}" for name, flops in found.items()}
+
+
 def _last_start(history: History) -> str:
     """What the run said when it last started or went on: recipe, devices, layout, precision."""
     starts = [event for event in history.events if event.get("event") in ("start", "resume")]
@@ -78,7 +93,7 @@ def _facts(config: RunConfig, history: History) -> dict[str, str]:
         "samples / s (median)": _median(history, "samples_per_second"),
         "TFLOP / s (median)": _median(history, "tflops_per_second"),
         "parameters": _in_millions(num_parameters(config.model)),
-        "GFLOP per sample": f"{train_flops_per_sample(config.model) / 1e9:,.3g}",
+        **_flops(config),
         "precision, ZeRO stage": f"{config.precision.dtype}, {config.parallel.zero_stage}",
     }
 

@@ -156,7 +156,7 @@ class Data2Vec(nn.Module):
         self, source: Tensor, student: StudentOutput | None, modality: str, padding: Tensor | None
     ) -> Context:
         scope = self.config.modalities[modality].teacher_scope
-        dtype = self.encoder.blocks[0].norm1.weight.dtype
+        dtype = next(self.encoder.parameters()).dtype
         if scope == "encoder":
             assert student is not None and student.context is not None
             return Context(student.context.x.to(dtype), student.context.bias)

@@ -1,4 +1,4 @@
-"""How a model masks its samples, for the data side: made from the model's configuration, run in the loader's workers."""
+"""How a model masks its samples, for the data side: made from the configuration, run in the loader's workers."""
 
 from collections.abc import Sequence
 

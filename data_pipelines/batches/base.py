@@ -115,10 +115,10 @@ def first_usable(candidates: Iterable[int], load: Callable[[int], Content], reje
     Raises:
         DataError: if all are unusable.
     """
-    number = 0
-    for number, candidate in enumerate(candidates, start=1):
+    before = len(rejected)
+    for candidate in candidates:
         try:
             return candidate, load(candidate)
         except DataError as error:
             rejected.append(str(error))
-    raise DataError(f"{rejected[-1]} ({number} samples in a row are unusable)")
+    raise DataError(f"{rejected[-1]} ({len(rejected) - before} samples in a row are unusable)")

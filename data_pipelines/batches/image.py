@@ -1,6 +1,7 @@
 """Batches of masked images."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ class ImageBatches:
         images = []
         for place, epoch in enumerate(epochs.tolist()):
             candidates = self._candidates(int(samples[place]), epoch)
-            samples[place], image = first_usable(candidates, lambda one, epoch=epoch: self._image(one, epoch), rejected)
+            samples[place], image = first_usable(candidates, partial(self._image, epoch=epoch), rejected)
             images.append(image)
         keys = [
             stream_key(self._seed, MASK, epoch, sample)

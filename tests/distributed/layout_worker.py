@@ -35,7 +35,7 @@ def config(shards: str, stage: int, dtype: str) -> RunConfig:
             "--training.global-batch-size=8",
             "--training.microbatch-size=4",
             "--schedule.warmup-steps=4",
-            "--model.loss.cls-weight=0.01",
+            "--model.image.loss.cls-weight=0.01",
             "--ema.start=0.9",
             "--ema.anneal-steps=10",
             "--logging.every-steps=1",

@@ -1,15 +1,15 @@
 """Worker of test_nonfinite: rank 1's images turn to NaN in chosen steps. Prints what happened as JSON (rank 0)."""
 
 import dataclasses
+import itertools
 import json
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from data_pipelines.batching import Batch
+from data_pipelines.batches.base import Batch
 from pretrain.build import build_trainer
 from pretrain.environment import read_environment
 from pretrain.errors import RunError
@@ -19,22 +19,22 @@ from tests.distributed.layout_worker import config
 
 
 def main() -> None:
-    """Arguments: shards, run directory, STAGE:DTYPE, then the batches (counted from 0) that turn to NaN."""
+    """Arguments: shards, run directory, STAGE:DTYPE, then the steps (counted from 0) whose images turn to NaN."""
     shards, run_dir, case, *poisoned = sys.argv[1:]
     stage, dtype = case.split(":")
     processes = read_environment(os.environ)
     run = config(shards, int(stage), dtype)
     Path(run_dir).mkdir(parents=True, exist_ok=True)
     trainer = build_trainer(run, Path(run_dir), processes, StopRequest(), resume="never", user_deepspeed=None)
-    fetched = iter(trainer._loader)
+    fetch, numbers = trainer._mixture.next_step, itertools.count()
 
-    def batches() -> Iterator[Batch]:
-        for number, batch in enumerate(fetched):
-            if processes.rank == 1 and str(number) in poisoned:
-                batch = dataclasses.replace(batch, source=torch.full_like(batch.source, float("nan")))
-            yield batch
+    def next_step() -> list[Batch]:
+        batches = fetch()
+        if str(next(numbers)) in poisoned and processes.rank == 1:
+            return [dataclasses.replace(one, source=torch.full_like(one.source, float("nan"))) for one in batches]
+        return batches
 
-    trainer._batches = batches()  # type: ignore[assignment]
+    trainer._mixture.next_step = next_step  # type: ignore[method-assign]
     error = None
     try:
         trainer.train()
@@ -44,7 +44,7 @@ def main() -> None:
     teacher_finite = bool(torch.isfinite(trainer._teacher.shard).all())
     trainer.close()
     if processes.rank == 0:
-        result = {"step": trainer.state.step, "position": trainer.state.position, "error": error}
+        result = {"step": trainer.state.step, "positions": trainer.state.positions, "error": error}
         print("RESULT", json.dumps(result | {"finite": finite, "teacher_finite": teacher_finite}))
 
 

@@ -22,7 +22,7 @@ def test_one_bad_step_is_skipped_everywhere(tmp_path: Path, digit_shards: Path, 
     result, alarms = run(digit_shards, tmp_path / "run", case, [5])
     assert result == {
         "step": STEPS,
-        "position": (STEPS + 1) * 8,  # one batch more than the updates needed
+        "positions": {"image": (STEPS + 1) * 8},  # one batch more than the updates needed
         "error": None,
         "finite": True,
         "teacher_finite": True,

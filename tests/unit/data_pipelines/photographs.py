@@ -2,7 +2,7 @@
 
 import functools
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 
-from data_pipelines.config import DataConfig, ImageTransformConfig
+from data_pipelines.config import DataConfig, ImageSourceConfig
 from data_pipelines.shards.writer import Stored, write_shard
 
 CLASSES = ("china", "flower")
@@ -50,16 +50,31 @@ def write_shards(folder: Path, *, num_shards: int = 3, samples_per_shard: int = 
 
 def data_config(path: Path | str, **changes: int) -> DataConfig:
     """32-pixel crops read in this process unless ``changes`` say otherwise."""
-    return DataConfig(path=str(path), image=ImageTransformConfig(size=32), **{"num_workers": 0, **changes})
+    return DataConfig(path=str(path), image=ImageSourceConfig(size=32), **{"num_workers": 0, **changes})
 
 
-def random_masks(num_views: int = 2, num_tokens: int = 9) -> Callable[[int], Tensor]:
-    """A mask function that depends on the key alone."""
+class Masks:
+    """A ``Masking`` from a function: stream key -> (M, T) bool."""
+
+    def __init__(self, of_sample: Callable[[int], Tensor]) -> None:
+        self._of_sample = of_sample
+
+    def num_tokens(self, length: int) -> int:
+        return self._of_sample(0).shape[1]
+
+    def masks(self, keys: Sequence[int], lengths: Sequence[int]) -> Tensor:
+        assert len(keys) == len(lengths)
+        return torch.stack([self._of_sample(key) for key in keys])
+
+
+def random_masks(num_views: int = 2, num_tokens: int = 9) -> Masks:
+    """Masks of 4 tokens that depend on the key alone."""
 
     def masks(key: int) -> Tensor:
-        return torch.rand(num_views, num_tokens, generator=torch.Generator().manual_seed(key)) > 0.5
+        places = torch.rand(num_views, num_tokens, generator=torch.Generator().manual_seed(key)).argsort(dim=1)
+        return places < 4
 
-    return masks
+    return Masks(masks)
 
 
 def flip_bit(path: Path, byte: int, bit: int = 0) -> None:

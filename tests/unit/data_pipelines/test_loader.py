@@ -4,7 +4,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,24 +11,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from data_pipelines.batching import Batch
+from data_pipelines.batches.base import Batch
 from data_pipelines.errors import DataError
-from data_pipelines.loader import Loader, build_loader, labelled_batches
+from data_pipelines.loader import Loader, build_loader, labelled_images
 from data_pipelines.shards.index import read_index
 from tests.unit.data_pipelines.conftest import Dataset
-from tests.unit.data_pipelines.photographs import data_config, flip_bit, random_masks, write_shards
+from tests.unit.data_pipelines.photographs import Masks, data_config, flip_bit, random_masks, write_shards
 
 GLOBAL_BATCH_SIZE = 12
 
 
 def one_rank(dataset: Dataset, num_workers: int, rank: int, num_ranks: int, **changes: Any) -> Loader:
-    masks: Callable[[int], Tensor] = changes.pop("mask_function", random_masks())
+    masking: Masks = changes.pop("masking", random_masks())
     position: int = changes.pop("position", 0)
     num_microbatches = 2 if GLOBAL_BATCH_SIZE // num_ranks % 2 == 0 else 1
     return build_loader(
         data_config(dataset.folder, num_workers=num_workers, **changes),
+        "image",
         seed=3,
-        mask_function=masks,
+        masking=masking,
         dp_rank=rank,
         dp_size=num_ranks,
         microbatch_size=GLOBAL_BATCH_SIZE // num_ranks // num_microbatches,
@@ -51,8 +51,11 @@ def steps(dataset: Dataset, num_workers: int, num_ranks: int, num_steps: int, **
         result.append(
             Batch(
                 modality="image",
+                position=parts[0].position,
                 source=torch.cat([part.source for part in parts]),
                 mask=torch.cat([part.mask for part in parts]),
+                num_kept=parts[0].num_kept,
+                padding=None,
                 sample=torch.cat([part.sample for part in parts]),
                 epoch=torch.cat([part.epoch for part in parts]),
                 rejected=tuple(line for part in parts for line in part.rejected),
@@ -67,7 +70,7 @@ def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
     for one, other in zip(ours, theirs, strict=True):
         for name in ("source", "mask", "sample", "epoch"):
             assert torch.equal(getattr(one, name), getattr(other, name))
-        assert one.rejected == other.rejected
+        assert (one.rejected, one.position) == (other.rejected, other.position)
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 4])
@@ -100,7 +103,7 @@ def test_epochs_augment_and_mask_anew(whole: Dataset) -> None:
 def test_shapes_and_types(whole: Dataset) -> None:
     (batch,) = steps(whole, 1, 1, 1)
     assert (batch.source.shape, batch.source.dtype) == ((12, 3, 32, 32), torch.float32)
-    assert (batch.mask.shape, batch.mask.dtype) == ((12, 2, 9), torch.bool)
+    assert (batch.mask.shape, batch.mask.dtype, batch.num_kept) == ((12, 2, 9), torch.bool, 5)
     assert (batch.sample.shape, batch.sample.dtype, batch.epoch.dtype) == ((12,), torch.int64, torch.int64)
     moved = batch.to(torch.device("meta"))
     assert (moved.source.device.type, moved.epoch.device.type, moved.modality) == ("meta", "meta", "image")
@@ -131,7 +134,7 @@ def test_no_global_random_state_is_touched(whole: Dataset, num_workers: int) -> 
     loader = one_rank(whole, num_workers, 0, 1)
     next(loader)
     loader.close()
-    list(labelled_batches(data_config(whole.folder, num_workers=num_workers), 20))
+    list(labelled_images(data_config("", num_workers=num_workers), str(whole.folder), 20))
     after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
     assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
 
@@ -142,7 +145,7 @@ def test_close_ends_the_workers(whole: Dataset) -> None:
     def masks(key: int) -> Tensor:
         return torch.tensor([[bool(os.getpid() >> bit & 1) for bit in range(32)]])
 
-    loader = one_rank(whole, 2, 0, 1, mask_function=masks)
+    loader = one_rank(whole, 2, 0, 1, masking=Masks(masks))
     for _ in range(4):
         bits = next(loader).mask[0, 0]
         pids.add(sum(1 << bit for bit in range(32) if bits[bit]))
@@ -209,7 +212,7 @@ def test_a_dead_worker_is_one_line(whole: Dataset) -> None:
         raise AssertionError
 
     with pytest.raises(DataError, match=r"^a data worker process died .*data.num_workers"):
-        steps(whole, 1, 1, 1, mask_function=die)
+        steps(whole, 1, 1, 1, masking=Masks(die))
 
 
 def test_programming_errors_keep_their_traceback(whole: Dataset) -> None:
@@ -217,7 +220,7 @@ def test_programming_errors_keep_their_traceback(whole: Dataset) -> None:
         raise ZeroDivisionError("in the mask function")
 
     with pytest.raises(ZeroDivisionError, match="in the mask function"):
-        steps(whole, 1, 1, 1, mask_function=broken)
+        steps(whole, 1, 1, 1, masking=Masks(broken))
 
 
 def test_a_program_ends_though_a_loader_was_left_open(whole: Dataset) -> None:
@@ -225,7 +228,7 @@ def test_a_program_ends_though_a_loader_was_left_open(whole: Dataset) -> None:
 from data_pipelines.loader import build_loader
 from tests.unit.data_pipelines.photographs import data_config, random_masks
 loader = build_loader(
-    data_config({str(whole.folder)!r}, num_workers=2), seed=0, mask_function=random_masks(),
+    data_config({str(whole.folder)!r}, num_workers=2), "image", seed=0, masking=random_masks(),
     dp_rank=0, dp_size=1, microbatch_size=4, num_microbatches=1,
 )
 next(loader)
@@ -241,17 +244,17 @@ def test_signals_to_the_process_group_do_not_end_workers(whole: Dataset) -> None
             os.kill(os.getpid(), number)
         return torch.zeros(1, 4, dtype=torch.bool)
 
-    assert len(steps(whole, 1, 1, 2, mask_function=masks)) == 2
+    assert len(steps(whole, 1, 1, 2, masking=Masks(masks))) == 2
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_labelled_batches_give_every_sample_once_in_order(whole: Dataset, num_workers: int) -> None:
-    batches = list(labelled_batches(data_config(whole.folder, num_workers=num_workers), 20))
+def test_labelled_images_give_every_sample_once_in_order(whole: Dataset, num_workers: int) -> None:
+    batches = list(labelled_images(data_config("", num_workers=num_workers), str(whole.folder), 20))
     assert [len(images) for images, _ in batches] == [20, 20, 2]
     images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     assert (images.shape, images.dtype, labels.dtype) == ((42, 3, 32, 32), torch.float32, torch.int64)
     assert labels.tolist() == [number % 2 for number in range(42)]
-    again = torch.cat([images for images, _ in labelled_batches(data_config(whole.folder), 7)])
+    again = torch.cat([images for images, _ in labelled_images(data_config(""), str(whole.folder), 7)])
     assert torch.equal(images, again)
 
 
@@ -260,11 +263,11 @@ def test_evaluation_needs_labels_and_whole_samples(dataset: Dataset) -> None:
 
     damage(dataset, 17)
     with pytest.raises(DataError, match="'flower/017': member .jpg fails its CRC-32"):
-        list(labelled_batches(data_config(dataset.folder, num_workers=1), 20))
+        list(labelled_images(data_config("", num_workers=1), str(dataset.folder), 20))
     sample = dataset.samples[0]
     write_shard(dataset.folder / "shard-000000.tar", [sample._replace(members={"jpg": sample.members["jpg"]})])
     with pytest.raises(DataError, match=r"shard-000000.tar: sample 'china/000': carries no label"):
-        list(labelled_batches(data_config(dataset.folder), 20))
+        list(labelled_images(data_config(""), str(dataset.folder), 20))
 
 
 def test_unusable_shards_are_found_when_the_loader_is_built(whole: Dataset, tmp_path: Any) -> None:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 from scipy import stats
 
-from data_pipelines.config import ImageTransformConfig
+from data_pipelines.config import ImageSourceConfig
 from data_pipelines.errors import DataError
 from data_pipelines.transforms.image import (
     Box,
@@ -21,7 +21,7 @@ from data_pipelines.transforms.image import (
 )
 from tests.unit.data_pipelines.photographs import encoded, photographs
 
-PLAIN = ImageTransformConfig(size=32, mean=(0.0, 0.0, 0.0), std=(1 / 255,) * 3, flip_prob=0.0)
+PLAIN = ImageSourceConfig(size=32, mean=(0.0, 0.0, 0.0), std=(1 / 255,) * 3, flip_prob=0.0)
 """Values come out as 0..255."""
 
 
@@ -35,13 +35,13 @@ def generator(key: int = 0) -> np.random.Generator:
     return np.random.default_rng(key)
 
 
-def boxes(width: int, height: int, config: ImageTransformConfig, number: int = 4000) -> np.ndarray:
+def boxes(width: int, height: int, config: ImageSourceConfig, number: int = 4000) -> np.ndarray:
     draws = generator(3)
     return np.array([random_box(width, height, config, draws) for _ in range(number)])
 
 
 def test_area_ratio_and_place_are_uniform_where_nothing_is_refused() -> None:
-    config = ImageTransformConfig(crop_scale=(0.05, 0.3))
+    config = ImageSourceConfig(crop_scale=(0.05, 0.3))
     left, top, width, height = boxes(3000, 3000, config).T
     area = width * height / 3000**2
     assert stats.kstest(area, stats.uniform(0.05, 0.25).cdf).pvalue > 0.01
@@ -52,7 +52,7 @@ def test_area_ratio_and_place_are_uniform_where_nothing_is_refused() -> None:
 
 def test_crops_that_do_not_fit_are_drawn_again() -> None:
     """Against the rule written down in vectors, on ImageNet's usual size."""
-    _, _, width, height = boxes(500, 375, ImageTransformConfig()).T
+    _, _, width, height = boxes(500, 375, ImageSourceConfig()).T
     draws = generator(11)
     area = 500 * 375 * draws.uniform(0.2, 1, 40_000)
     ratio = np.exp(draws.uniform(math.log(3 / 4), math.log(4 / 3), 40_000))
@@ -73,13 +73,13 @@ def test_crops_that_do_not_fit_are_drawn_again() -> None:
     ],
 )
 def test_too_long_images_give_the_largest_central_crop(size: tuple[int, int], expected: Box) -> None:
-    assert random_box(*size, ImageTransformConfig(crop_scale=(0.9, 1.0)), generator()) == expected
+    assert random_box(*size, ImageSourceConfig(crop_scale=(0.9, 1.0)), generator()) == expected
 
 
 def test_the_whole_transform_is_crop_bicubic_normalise() -> None:
     """Against the same steps spelled out with Pillow and NumPy (torchvision's definition)."""
     picture = Image.fromarray(photographs()[0][:300, :400])
-    config = ImageTransformConfig(size=48, flip_prob=1.0)
+    config = ImageSourceConfig(size=48, flip_prob=1.0)
     box = random_box(400, 300, config, generator(5))
     crop = picture.crop((box.left, box.top, box.left + box.width, box.top + box.height))
     resized = np.asarray(crop.resize((48, 48), Image.Resampling.BICUBIC), dtype=np.float64)[:, ::-1] / 255
@@ -91,7 +91,7 @@ def test_the_whole_transform_is_crop_bicubic_normalise() -> None:
 
 def test_all_draws_come_from_the_generator() -> None:
     data = encoded(1, width=200, height=160)
-    config = ImageTransformConfig(size=32)
+    config = ImageSourceConfig(size=32)
     one, same, other = (load_image(data, config, generator(key)) for key in (1, 1, 2))
     assert np.array_equal(one, same)
     assert not np.array_equal(one, other)
@@ -100,7 +100,7 @@ def test_all_draws_come_from_the_generator() -> None:
 def test_flips_happen_as_often_as_asked() -> None:
     picture = Image.fromarray(np.tile(np.arange(32, dtype=np.uint8), (32, 1)))
     data = as_file(picture)
-    config = ImageTransformConfig(size=32, channels=1, mean=(0.0,), std=(1.0,), crop=False, flip_prob=0.25)
+    config = ImageSourceConfig(size=32, channels=1, mean=(0.0,), std=(1.0,), crop=False, flip_prob=0.25)
     images = [load_image(data, config, generator(key)) for key in range(800)]
     straight, flipped = load_image(data, config), load_image(data, config)[:, :, ::-1]
     num_flipped = sum(np.array_equal(image, flipped) for image in images)
@@ -117,7 +117,7 @@ def test_without_a_generator_the_centre_is_taken() -> None:
 
 def test_an_image_that_fits_is_left_alone() -> None:
     pixels = photographs()[0][100:132, 100:132]
-    config = ImageTransformConfig(size=32, mean=(0.0,) * 3, std=(1 / 255,) * 3, crop=False, flip_prob=0.0)
+    config = ImageSourceConfig(size=32, mean=(0.0,) * 3, std=(1 / 255,) * 3, crop=False, flip_prob=0.0)
     result = load_image(as_file(Image.fromarray(pixels)), config, generator())
     np.testing.assert_allclose(result.transpose(1, 2, 0), pixels, atol=1e-3)
 
@@ -130,7 +130,7 @@ def test_draft_decoding_keeps_the_picture(picture: int, divisor: int) -> None:
     image = Image.fromarray(photographs()[picture][:side, :side])
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=90)
-    config = ImageTransformConfig(size=side // divisor, mean=(0.0,) * 3, std=(1 / 255,) * 3)
+    config = ImageSourceConfig(size=side // divisor, mean=(0.0,) * 3, std=(1 / 255,) * 3)
     drafted = load_image(buffer.getvalue(), config)
     exact = load_image(as_file(Image.open(io.BytesIO(buffer.getvalue()))), config)
     difference = abs(drafted - exact)
@@ -140,7 +140,7 @@ def test_draft_decoding_keeps_the_picture(picture: int, divisor: int) -> None:
 
 def test_no_draft_where_the_crop_would_become_smaller_than_the_result() -> None:
     data = encoded(0, width=300, height=300)
-    config = ImageTransformConfig(size=151, mean=(0.0,) * 3, std=(1 / 255,) * 3)
+    config = ImageSourceConfig(size=151, mean=(0.0,) * 3, std=(1 / 255,) * 3)
     assert np.array_equal(load_image(data, config), load_image(as_file(Image.open(io.BytesIO(data))), config))
 
 
@@ -168,7 +168,7 @@ def test_draft_never_decodes_below_the_result(crop_side: int, monkeypatch: pytes
 def test_every_mode_of_png_is_read(mode: str, channels: int) -> None:
     picture = Image.fromarray(photographs()[0][:40, :40])
     image = picture.convert("L").convert(mode) if mode == "I;16" else picture.convert(mode)
-    config = ImageTransformConfig(size=32, channels=channels, mean=(0.5,) * channels, std=(0.5,) * channels)
+    config = ImageSourceConfig(size=32, channels=channels, mean=(0.5,) * channels, std=(0.5,) * channels)
     result = load_image(as_file(image), config, generator())
     assert result.shape == (channels, 32, 32)
     assert np.isfinite(result).all()
@@ -214,7 +214,7 @@ def test_bombs_are_refused_before_they_are_decoded(size: tuple[int, int], monkey
 
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", explode)
     with pytest.raises(DataError, match="more than the cap of 64,000,000|exceeds limit"):
-        load_image(png_of_size(*size), ImageTransformConfig(), generator())
+        load_image(png_of_size(*size), ImageSourceConfig(), generator())
 
 
 def test_members_of_other_kinds_are_no_image() -> None:
