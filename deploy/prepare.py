@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_pipelines.config import ImageTransformConfig
+from data_pipelines.config import ImageSourceConfig
 from deploy.arguments import positive_int, workers_parser
 from deploy.progress import Progress, counted, readable_bytes
 
@@ -39,7 +39,7 @@ def _images(arguments: argparse.Namespace) -> None:
         max_samples_per_shard=arguments.max_samples_per_shard,
         max_pixels=arguments.max_pixels,
     )
-    with Progress("prepare images", len(plan), "files") as progress:
+    with Progress("prepare images", plan.total(), plan.unit) as progress:
         manifest = write_folder(plan, arguments.out, num_workers=arguments.workers, report=progress)
     _print_summary(arguments.out, manifest)
 
@@ -51,7 +51,7 @@ def _digits(arguments: argparse.Namespace) -> None:
     for split, num_images in ((PRETRAIN, arguments.pretrain), (BANK, arguments.bank), (TEST, arguments.test)):
         plan = plan_digits(split, num_images, seed=arguments.seed)
         out = arguments.out / split.name
-        with Progress(f"prepare digits, {split.name}", len(plan), "images") as progress:
+        with Progress(f"prepare digits, {split.name}", plan.total(), plan.unit) as progress:
             manifest = write_folder(plan, out, num_workers=arguments.workers, report=progress)
         _print_summary(out, manifest)
 
@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     images.add_argument(
         "--max-pixels",
         type=positive_int,
-        default=ImageTransformConfig().max_pixels,
+        default=ImageSourceConfig().max_pixels,
         help="images with more are rejected; default: as data.image.max_pixels",
     )
     digits = kinds.add_parser("digits", parents=[workers], help="pages stamped with scikit-learn's handwritten digits")

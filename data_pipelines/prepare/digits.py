@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from data_pipelines.jobs import Advance
 from data_pipelines.order import stream_key
 from data_pipelines.prepare.folder import Plan
 from data_pipelines.shards.writer import Stored
@@ -69,7 +70,8 @@ def plan_digits(split: Split, num_images: int, *, seed: int) -> Plan:
         fingerprint=hashlib.sha256(f"stamp28d 1: {options}".encode()).hexdigest(),
         classes=[str(digit) for digit in range(10)] if split.has_labels else [],
         shards=[pages[start : start + _IMAGES_PER_SHARD] for start in range(0, num_images, _IMAGES_PER_SHARD)],
-        make=lambda some: _samples(some, split, seed),
+        make=lambda some, advance: _samples(some, split, seed, advance),
+        unit="images",
     )
 
 
@@ -83,7 +85,7 @@ def source_digits(split: Split) -> tuple[NDArray[np.float32], NDArray[np.int64],
     return (digits.images[chosen] / 16).astype(np.float32), digits.target[chosen].astype(np.int64), chosen
 
 
-def _samples(pages: Sequence[Page], split: Split, seed: int) -> Iterator[Stored]:
+def _samples(pages: Sequence[Page], split: Split, seed: int, advance: Advance) -> Iterator[Stored]:
     glyphs, labels, _ = source_digits(split)
     for start in range(0, len(pages), _IMAGES_AT_ONCE):
         some = pages[start : start + _IMAGES_AT_ONCE]
@@ -93,6 +95,7 @@ def _samples(pages: Sequence[Page], split: Split, seed: int) -> Iterator[Stored]
             if split.has_labels:
                 members["cls"] = str(labels[digit]).encode()
             yield Stored(page.key, members)
+            advance(1)
 
 
 def render(glyphs: NDArray[np.float32], keys: Sequence[int]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

@@ -3,11 +3,12 @@
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from data_pipelines.errors import DataError
+from data_pipelines.jobs import Advance
 from data_pipelines.prepare.folder import Plan, Rejected
 from data_pipelines.shards.tar import regular_members
 from data_pipelines.shards.writer import Stored
@@ -76,7 +77,8 @@ def plan_images(source: Path, out: Path, *, shard_size_bytes: int, max_samples_p
         fingerprint=digest.hexdigest(),
         classes=classes,
         shards=_cut(candidates, shard_size_bytes, max_samples_per_shard),
-        make=lambda some: (_sample(one, max_pixels) for one in some),
+        make=lambda some, advance: _samples(some, max_pixels, advance),
+        unit="files",
     )
 
 
@@ -154,6 +156,12 @@ def _cut(candidates: list[Candidate], shard_size_bytes: int, max_samples: int) -
     if start < len(candidates):
         shards.append(candidates[start:])
     return shards
+
+
+def _samples(some: Sequence[Candidate], max_pixels: int, advance: Advance) -> Iterator[Stored | Rejected]:
+    for one in some:
+        yield _sample(one, max_pixels)
+        advance(1)
 
 
 def _sample(one: Candidate, max_pixels: int) -> Stored | Rejected:

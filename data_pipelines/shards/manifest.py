@@ -1,7 +1,7 @@
 """``dataset.json`` in a folder that ``d2v prepare`` writes: what it is made from, and whether it is all there."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from data_pipelines.atomic import replacing
@@ -9,6 +9,7 @@ from data_pipelines.errors import DataError
 
 NAME = "dataset.json"
 CLASSES = "classes.json"
+REJECTED = "rejected.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +17,7 @@ class DatasetManifest:
     """A prepared folder; the counts are those of the end result and 0 until ``complete``."""
 
     kind: str
-    """``images`` or ``digits``."""
+    """``images``, ``digits``, ``speech`` or ``text``."""
     made_from: str
     """Source and options in words, for people."""
     fingerprint: str
@@ -29,6 +30,8 @@ class DatasetManifest:
     num_rejected: int = 0
     size_bytes: int = 0
     """Of all shards together."""
+    amounts: dict[str, float] = field(default_factory=dict)
+    """What else there is in all shards together: ``seconds`` of speech, ``tokens`` of text."""
 
     def write(self, folder: Path) -> None:
         """Write it atomically.
