@@ -6,6 +6,7 @@ from collections import OrderedDict
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_pipelines.errors import DataError
 from data_pipelines.shards.index import ShardIndex, read_index
@@ -45,6 +46,10 @@ class Reader:
         self._ends = np.cumsum([len(index) for index in self._indices])
         if len(self) == 0:
             raise DataError(f"{path}: holds 0 samples")
+        self.num_frames: NDArray[np.int64] = np.concatenate([index.num_frames for index in self._indices])
+        """(N,) length of each sample's recording, as ``ShardIndex.num_frames``."""
+        self.sample_rates: NDArray[np.int64] = np.concatenate([index.sample_rates for index in self._indices])
+        """(N,) hertz."""
         self._handles: OrderedDict[int, int] = OrderedDict()
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""The index beside each shard: where every member lies, its CRC-32, every sample's key and label.
+"""The index beside each shard: where every member lies, its CRC-32, every sample's key, label and duration.
 
 ``SHARD.tar.index.json`` is one JSON object of columns; its last entry is the CRC-32 of the text before it.
 Together the CRCs cover every byte of the shard exactly once: one per member, and ``frame_crc32`` for all the rest
@@ -18,9 +18,12 @@ from numpy.typing import NDArray
 from data_pipelines.atomic import replacing
 from data_pipelines.errors import DataError
 from data_pipelines.shards.tar import regular_members
+from data_pipelines.transforms.audio import MEMBER_EXTENSIONS, audio_header
 
 FORMAT = "data2vec-scale shard index"
-VERSION = 1
+VERSION = 2
+"""Version 1 is the same without durations, and still read."""
+UNKNOWN_DURATION = -1
 LABEL_EXTENSION = "cls"
 _CHUNK_BYTES = 8 << 20
 _MAX_LABEL_BYTES = 20
@@ -50,6 +53,11 @@ class ShardIndex:
     """(N,) UTF-8."""
     labels: NDArray[np.int64]
     """(N,); -1 where a sample has none."""
+    num_frames: NDArray[np.int64]
+    """(N,) samples per channel of its recording; 0 without one that can be decoded, ``UNKNOWN_DURATION`` if the
+    index is of version 1."""
+    sample_rates: NDArray[np.int64]
+    """(N,) hertz; 0 where ``num_frames`` is not positive."""
     columns: dict[str, Column]
     """By extension, in lower case."""
 
@@ -81,11 +89,14 @@ def build_index(shard: Path) -> ShardIndex:
                 for extension in extensions
             }
             crcs, frame_crc32 = checksums(stream, [(rows[:, 0], rows[:, 1]) for rows in table.values()])
+            durations = np.array([_duration(stream, members) for _, members in samples], dtype=np.int64).reshape(-1, 2)
             return ShardIndex(
                 shard_size_bytes=stream.seek(0, 2),
                 frame_crc32=frame_crc32,
                 keys=_key_array([key for key, _ in samples]),
                 labels=np.array([_label(stream, members) for _, members in samples], dtype=np.int64),
+                num_frames=durations[:, 0],
+                sample_rates=durations[:, 1],
                 columns={
                     extension: Column(rows[:, 0], rows[:, 1], crc)
                     for (extension, rows), crc in zip(table.items(), crcs, strict=True)
@@ -108,6 +119,8 @@ def write_index(shard: Path, index: ShardIndex) -> None:
         "frame_crc32": index.frame_crc32,
         "keys": [index.key(row) for row in range(len(index))],
         "labels": index.labels.tolist(),
+        "num_frames": index.num_frames.tolist(),
+        "sample_rates": index.sample_rates.tolist(),
         "members": {
             extension: {name: rows.tolist() for name, rows in column._asdict().items()}
             for extension, column in index.columns.items()
@@ -225,22 +238,40 @@ def _label(stream: BinaryIO, members: dict[str, tuple[int, int]]) -> int:
     return int(text) if text.isdigit() else -1
 
 
+def _duration(stream: BinaryIO, members: dict[str, tuple[int, int]]) -> tuple[int, int]:
+    """Frames and sample rate of a sample's recording; zeros if it has none that can be decoded."""
+    extension = next((one for one in MEMBER_EXTENSIONS if one in members), None)
+    if extension is None:
+        return 0, 0
+    offset, size = members[extension]
+    stream.seek(offset)
+    try:
+        return audio_header(stream.read(size))
+    except DataError:
+        return 0, 0
+
+
 def _key_array(keys: list[str]) -> NDArray[np.bytes_]:
     return np.array([key.encode("utf-8", "surrogateescape") for key in keys], dtype=np.bytes_)
 
 
 def _parse(values: dict[str, Any]) -> ShardIndex:
-    if values["format"] != FORMAT or values["version"] != VERSION:
+    if values["format"] != FORMAT or values["version"] not in (1, VERSION):
         raise ValueError(f"format {values['format']!r} version {values['version']!r}")
     columns = {
         str(extension): Column(*(np.array(rows[name], dtype=np.int64) for name in Column._fields))
         for extension, rows in values["members"].items()
     }
+    keys = _key_array(values["keys"])
+    if values["version"] == 1:
+        values |= _unknown_durations(len(keys), columns)
     index = ShardIndex(
         shard_size_bytes=int(values["shard_size_bytes"]),
         frame_crc32=int(values["frame_crc32"]),
-        keys=_key_array(values["keys"]),
+        keys=keys,
         labels=np.array(values["labels"], dtype=np.int64),
+        num_frames=np.array(values["num_frames"], dtype=np.int64),
+        sample_rates=np.array(values["sample_rates"], dtype=np.int64),
         columns=columns,
     )
     for column in columns.values():
@@ -248,6 +279,14 @@ def _parse(values: dict[str, Any]) -> ShardIndex:
             raise ValueError("columns of different length")
         if (column.size < 0).any() or (column.offset + column.size > index.shard_size_bytes).any():
             raise ValueError("a member outside the shard")
-    if index.labels.shape != (len(index),):
+    if any(rows.shape != (len(index),) for rows in (index.labels, index.num_frames, index.sample_rates)):
         raise ValueError("columns of different length")
     return index
+
+
+def _unknown_durations(num_samples: int, columns: dict[str, Column]) -> dict[str, Any]:
+    """What version 1 lacks: it does for shards without audio."""
+    has_audio = np.zeros(num_samples, dtype=bool)
+    for extension in columns.keys() & set(MEMBER_EXTENSIONS):
+        has_audio |= columns[extension].offset >= 0
+    return {"num_frames": np.where(has_audio, UNKNOWN_DURATION, 0), "sample_rates": np.zeros(num_samples, np.int64)}

@@ -2,6 +2,8 @@ import io
 import json
 import tarfile
 import warnings
+import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +12,10 @@ import webdataset
 
 from data_pipelines.errors import DataError
 from data_pipelines.reader import Reader
-from data_pipelines.shards.index import build_index, index_path, read_index, write_index
+from data_pipelines.shards.index import UNKNOWN_DURATION, build_index, index_path, read_index, write_index
 from tests.unit.data_pipelines.conftest import Dataset
 from tests.unit.data_pipelines.photographs import flip_bit
+from tests.unit.data_pipelines.speech import encode, speech
 
 
 def through_webdataset(folder: Path) -> list[dict[str, object]]:
@@ -74,6 +77,7 @@ def test_foreign_shards_are_understood_as_webdataset_does(tmp_path: Path) -> Non
     assert [index.key(row) for row in range(len(index))][:3] == ["a/b.c/one", "two", "a/b.c/one"]
     assert index.labels.tolist() == [7, -1, -1, -1, -1]
     assert set(index.columns) == {"v1.jpg", "cls", "png", "json", "jpg"}
+    assert not index.num_frames.any() and not index.sample_rates.any()
 
 
 def test_index_survives_the_file(whole: Dataset) -> None:
@@ -81,11 +85,75 @@ def test_index_survives_the_file(whole: Dataset) -> None:
     built, read = build_index(shard), read_index(shard)
     assert (built.shard_size_bytes, built.frame_crc32) == (read.shard_size_bytes, read.frame_crc32)
     np.testing.assert_array_equal(built.keys, read.keys)
-    np.testing.assert_array_equal(built.labels, read.labels)
+    for name in ("labels", "num_frames", "sample_rates"):
+        np.testing.assert_array_equal(getattr(built, name), getattr(read, name))
     for extension, column in built.columns.items():
         for ours, theirs in zip(column, read.columns[extension], strict=True):
             np.testing.assert_array_equal(ours, theirs)
     json.loads(index_path(shard).read_text())  # other tools can read it
+
+
+def write_audio_tar(shard: Path) -> None:
+    stereo = np.stack([speech(2, 0.5, 44_100)] * 2, axis=1)
+    members = [
+        ("a.flac", encode(speech(1, 1.5))),
+        ("a.txt", b"HELLO"),
+        ("b.mp3", encode(stereo, 44_100, "MP3")),
+        ("c.txt", b"no sound"),
+        ("d.wav", encode(speech(3, 0.25, 8_000), 8_000, "WAV")),
+        ("d.ogg", encode(speech(4, 1.0), 16_000, "OGG")),
+        ("e.flac", b"not a recording"),
+        ("f.OGG", encode(speech(5, 0.75), 16_000, "OGG", "OPUS")),
+    ]
+    write_tar(shard, members)
+
+
+def test_durations_of_recordings_are_in_the_index(tmp_path: Path) -> None:
+    write_audio_tar(tmp_path / "audio.tar")
+    write_index(tmp_path / "audio.tar", build_index(tmp_path / "audio.tar"))
+    index = read_index(tmp_path / "audio.tar")
+    assert index.num_frames.tolist() == [24_000, 22_050, 0, 2_000, 0, 12_000]
+    assert index.sample_rates.tolist() == [16_000, 44_100, 0, 8_000, 0, 16_000]  # of wav rather than of ogg
+    write_tar(tmp_path / "images.tar", [("x.jpg", b"1"), ("y.jpg", b"2")])
+    write_index(tmp_path / "images.tar", build_index(tmp_path / "images.tar"))
+    reader = Reader(f"{tmp_path}/{{images,audio}}.tar")
+    assert reader.num_frames.tolist() == [0, 0, *index.num_frames]
+    assert reader.sample_rates.tolist() == [0, 0, *index.sample_rates]
+
+
+def as_version_1(shard: Path) -> None:
+    """Rewrite an index as it was written before there were durations."""
+    values = json.loads(index_path(shard).read_text())
+    for name in ("num_frames", "sample_rates", "crc32"):
+        del values[name]
+    body = json.dumps(values | {"version": 1}).encode().removesuffix(b"}")
+    index_path(shard).write_bytes(body + b', "crc32": %d}\n' % zlib.crc32(body))
+
+
+def test_an_index_of_version_1_is_read_and_lacks_durations_of_audio_only(dataset: Dataset, tmp_path: Path) -> None:
+    images = dataset.folder / "shard-000000.tar"
+    before = read_index(images)
+    as_version_1(images)
+    after = read_index(images)
+    assert after.keys.tolist() == before.keys.tolist() and after.labels.tolist() == before.labels.tolist()
+    assert after.num_frames.tolist() == after.sample_rates.tolist() == [0] * 14
+    assert through_reader(dataset.folder) == through_webdataset(dataset.folder)
+
+    audio = tmp_path / "audio.tar"
+    write_audio_tar(audio)
+    write_index(audio, build_index(audio))
+    as_version_1(audio)
+    index = read_index(audio)
+    assert index.num_frames.tolist() == [UNKNOWN_DURATION, UNKNOWN_DURATION, 0, *[UNKNOWN_DURATION] * 3]
+    assert index.sample_rates.tolist() == [0] * 6
+
+
+def test_columns_must_be_of_one_length(tmp_path: Path) -> None:
+    shard = tmp_path / "a.tar"
+    write_tar(shard, [("a.jpg", b"1"), ("b.jpg", b"2")])
+    write_index(shard, replace(build_index(shard), num_frames=np.zeros(3, np.int64)))
+    with pytest.raises(DataError, match=r"columns of different length.*d2v shards index --force"):
+        read_index(shard)
 
 
 def test_two_members_of_one_name_are_refused(tmp_path: Path) -> None:
