@@ -1,4 +1,4 @@
-"""Tables computed with the reference (the image parts of shared/golden; origin in docs/numerics.md)."""
+"""Tables computed with the reference (shared/golden without what nothing reads; origin in docs/numerics.md)."""
 
 import json
 from pathlib import Path
@@ -16,22 +16,22 @@ def optim_table() -> dict[str, Any]:
 
 
 def state_dict_shapes() -> dict[str, Any]:
-    """Every key and shape of the released image configurations, and parameter counts."""
+    """Every key and shape of the released configurations, and parameter counts."""
     return _json("state_dict_shapes")
 
 
 def init_stats() -> dict[str, Any]:
-    """Mean, deviation and range of every freshly initialised tensor of the base image model."""
-    return _json("init_stats")["base_images_only_task"]["params"]
+    """Mean, deviation and range of every freshly initialised tensor of the base model of each modality."""
+    return {name: config["params"] for name, config in _json("init_stats").items()}
 
 
 def mask_stats() -> dict[str, Any]:
-    """Statistics of 2000 masks per image configuration."""
+    """Statistics of 2000 masks per configuration; ``_seeding`` has seeds by the reference's hash rule."""
     return _json("mask_stats")
 
 
 def masks_seeded() -> dict[str, Tensor]:
-    """Masks drawn after ``torch.manual_seed(5)``, and 2-D ALiBi tables."""
+    """Masks drawn after ``torch.manual_seed(5)`` (blocks) or from sample ids (spans, text), and ALiBi tables."""
     return load_file(TABLES / "masks_seeded.safetensors")
 
 

@@ -1,4 +1,4 @@
-"""Goldens are law: the committed case always, all of shared/golden where it lies beside the repository."""
+"""Goldens are law: the committed cases always, all of shared/golden where it lies beside the repository."""
 
 import json
 import shutil
@@ -18,39 +18,57 @@ def results(directory: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, l
     return status, [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-def test_committed_case(capsys: pytest.CaptureFixture[str]) -> None:
-    status, (case,) = results(HERE, capsys)
-    assert status == 0, case["beyond"]
-    assert case["case"] == "image/mini"
-    assert {"targets", "pred_masked", "student.encoder_out", "loss", "loss.cls", "features.x"} <= case[
-        "difference"
-    ].keys()
+def test_committed_cases(capsys: pytest.CaptureFixture[str]) -> None:
+    status, cases = results(HERE, capsys)
+    assert status == 0, [case["beyond"] for case in cases]
+    assert [case["case"] for case in cases] == ["audio/mini", "image/mini", "text/mini"]
+    everywhere = {"targets", "pred_masked", "student.encoder_out", "loss", "gradient_norm", "features.x"}
+    assert all(everywhere <= case["difference"].keys() for case in cases)
+    assert {"loss.cls", "loss.regression"} <= cases[1]["difference"].keys()
+    assert "gradient.frontends.audio.alibi_scale" in cases[0]["difference"]
+    assert "ema_after1.encoder.blocks.0.norm1.bias" in cases[2]["difference"]
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="shared/golden is not beside the repository")
 def test_shared_cases(capsys: pytest.CaptureFixture[str]) -> None:
     status, cases = results(SHARED, capsys)
-    assert status == 0, [case["beyond"] for case in cases if not case.get("ok", True)]
-    assert {"image/mini", "image/base_tiny"} <= {case["case"] for case in cases if "skipped" not in case}
+    assert status == 0, [case["beyond"] for case in cases if not case["ok"]]
+    modalities = ("audio", "image", "text")
+    assert {f"{name}/{size}" for name in modalities for size in ("mini", "base_tiny")} <= {
+        case["case"] for case in cases
+    }
+
+
+AUDIO, TEXT = "modality_encoders.AUDIO", "modality_encoders.TEXT"
 
 
 @pytest.mark.parametrize(
-    ("tensor", "quantity"),
+    ("modality", "tensor", "quantity"),
     [
-        ("param.blocks.1.mlp.fc2.weight", "student.encoder_out"),
-        ("targets", "targets"),
-        ("grad.modality_encoders.IMAGE.decoder.blocks.0.0.weight", "gradient.decoders.image.layers.0.weight"),
-        ("ema_after1.blocks.0.norm1.bias", "ema_after1.encoder.blocks.0.norm1.bias"),
+        ("image", "param.blocks.1.mlp.fc2.weight", "student.encoder_out"),
+        ("image", "targets", "targets"),
+        (
+            "image",
+            "grad.modality_encoders.IMAGE.decoder.blocks.0.0.weight",
+            "gradient.decoders.image.layers.0.weight",
+        ),
+        ("image", "ema_after1.blocks.0.norm1.bias", "ema_after1.encoder.blocks.0.norm1.bias"),
+        ("audio", f"param.{AUDIO}.local_encoder.conv_layers.6.2.1.bias", "pred_masked"),
+        ("audio", f"ema.{AUDIO}.relative_positional_encoder.1.0.bias", "targets"),
+        ("audio", f"param.{AUDIO}.alibi_scale", "student.encoder_out"),
+        ("text", f"param.{TEXT}.local_encoder.embed_tokens.weight", "features.x"),
+        ("text", "ema.0.attn.proj.weight", "targets"),
+        ("text", f"param.{TEXT}.decoder.proj.2.bias", "pred_masked"),
     ],
 )
 def test_check_sees_a_changed_tensor(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], tensor: str, quantity: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], modality: str, tensor: str, quantity: str
 ) -> None:
-    (tmp_path / "image").mkdir()
-    shutil.copy(HERE / "image" / "mini.json", tmp_path / "image" / "bent.json")
-    tensors = load_file(HERE / "image" / "mini.safetensors")
+    (tmp_path / modality).mkdir()
+    shutil.copy(HERE / modality / "mini.json", tmp_path / modality / "bent.json")
+    tensors = load_file(HERE / modality / "mini.safetensors")
     tensors[tensor] = tensors[tensor] * (1 + 1e-3)
-    save_file(tensors, tmp_path / "image" / "bent.safetensors")
+    save_file(tensors, tmp_path / modality / "bent.safetensors")
     status, (case,) = results(tmp_path, capsys)
     assert status == 1
     assert quantity in case["beyond"]
