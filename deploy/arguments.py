@@ -2,6 +2,9 @@
 
 import argparse
 import os
+import re
+
+from data_pipelines.errors import DataError
 
 
 def positive_int(text: str) -> int:
@@ -12,9 +15,42 @@ def positive_int(text: str) -> int:
     return value
 
 
+def positive_float(text: str) -> float:
+    """A number above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    return value
+
+
 def workers_parser() -> argparse.ArgumentParser:
     """A parent parser with ``--workers``."""
     parser = argparse.ArgumentParser(add_help=False)
     default = len(os.sched_getaffinity(0))
     parser.add_argument("--workers", type=positive_int, default=default, help="processes; default: one per core")
     return parser
+
+
+def part_parser() -> argparse.ArgumentParser:
+    """A parent parser with ``--part``, which ``read_part`` understands."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument(
+        "--part",
+        metavar="I/N",
+        default="1/1",
+        help="make every N-th shard from the I-th on, for array jobs: parts 1/N to N/N write into the same OUT, in any "
+        "order or at the same time; the last one completes it",
+    )
+    return parser
+
+
+def read_part(text: str) -> tuple[int, int]:
+    """Number and count of ``I/N``.
+
+    Raises:
+        DataError: if it is something else.
+    """
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise DataError(f"--part: {text!r} is not I/N with I from 1 to N, such as 3/16")
+    return int(match[1]), int(match[2])

@@ -9,6 +9,8 @@ from deploy.arguments import positive_int, workers_parser
 from deploy.progress import Progress, counted, readable_bytes
 from pretrain.recipes.registry import RECIPES
 
+MODALITIES = ("image", "audio", "text")
+
 
 def main(argv: list[str]) -> int:
     """Run one tool; returns the exit status: 1 if ``verify`` found damage.
@@ -59,34 +61,9 @@ def _index(arguments: argparse.Namespace) -> int:
 
 
 def _info(arguments: argparse.Namespace) -> int:
-    import numpy as np
+    from deploy.shards_info import describe_shards
 
-    from data_pipelines.shards.index import read_index
-    from data_pipelines.shards.manifest import read_manifest
-    from data_pipelines.shards.paths import expand_path
-
-    shards = expand_path(arguments.path)
-    indices = [read_index(shard) for shard in shards]
-    num_samples = sum(map(len, indices))
-    sizes = [index.shard_size_bytes for index in indices]
-    print(f"{arguments.path}: {counted(num_samples, 'sample')} in {counted(len(shards), 'shard')}")
-    spread = f", {readable_bytes(min(sizes))} to {readable_bytes(max(sizes))} per shard" if len(sizes) > 1 else ""
-    print(f"  size     {readable_bytes(sum(sizes))}{spread}")
-    for extension in sorted({extension for index in indices for extension in index.columns}):
-        columns = [index.columns[extension] for index in indices if extension in index.columns]
-        number = sum(int((column.offset >= 0).sum()) for column in columns)
-        total = sum(int(column.size.sum()) for column in columns)
-        print(f"  .{extension:<7} {counted(number, 'member')}, {readable_bytes(total)}")
-    labels = np.concatenate([index.labels for index in indices])
-    counts = np.bincount(labels[labels >= 0])
-    counts = counts[counts > 0]
-    if len(counts):
-        print(f"  labels   {counted(len(counts), 'class')}, {counts.min():,} to {counts.max():,} samples each")
-    else:
-        print("  labels   none")
-    manifest = read_manifest(Path(arguments.path))
-    if manifest is not None:
-        print(f"  made by  d2v prepare {manifest.kind} from {manifest.made_from}")
+    print(*describe_shards(arguments.path), sep="\n")
     return 0
 
 
@@ -124,10 +101,12 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _preview(arguments: argparse.Namespace) -> int:
-    from deploy.preview import write_preview
+    from deploy.preview.write import write_preview
 
-    write_preview(arguments.path, arguments.recipe, arguments.num, arguments.out)
-    print(f"{arguments.out}: {counted(arguments.num, 'sample')} of {arguments.path} as {arguments.recipe} sees them")
+    num = write_preview(
+        arguments.path, arguments.recipe, arguments.out, modality=arguments.modality, num_samples=arguments.num
+    )
+    print(f"{arguments.out}: {counted(num, 'sample')} of {arguments.path} as {arguments.recipe} sees them")
     return 0
 
 
@@ -141,8 +120,13 @@ def _parser() -> argparse.ArgumentParser:
     index.add_argument("--force", action="store_true", help="write all anew; what is damaged now counts as right then")
     tools.add_parser("info", parents=[path], help="what the shards hold")
     tools.add_parser("verify", parents=[path, workers], help="compare every byte with the index; exit 1 if damaged")
-    preview = tools.add_parser("preview", parents=[path], help="contact sheet of samples with and without masks")
+    preview = tools.add_parser(
+        "preview", parents=[path], help="picture of images, waveforms or texts with and without their masks"
+    )
     preview.add_argument("--out", type=Path, default=Path("preview.png"), help="default: preview.png")
-    preview.add_argument("--num", type=positive_int, default=16, help="samples; default: 16")
+    preview.add_argument(
+        "--num", metavar="N", type=positive_int, help="samples; default: 16 images, 6 recordings or 3 texts"
+    )
     preview.add_argument("--recipe", default="image-base", help=f"default: image-base; known: {', '.join(RECIPES)}")
+    preview.add_argument("--modality", choices=MODALITIES, help="of the shards; needed if the recipe has several")
     return parser
