@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model.linear import LinearFactory
 from model.sections import EncoderConfig
 
 
@@ -11,23 +12,26 @@ class Attention(nn.Module):
     """Fused query-key-value projection, attention, output projection.
 
     Rows of ``qkv`` are laid out per head (queries, keys, values of head 0, then head 1, ...), so that tensor
-    parallelism can cut them.
+    parallelism can cut them: each rank then has some of the heads.
     """
 
-    def __init__(self, config: EncoderConfig) -> None:
-        """Args: width, heads and dropouts."""
+    def __init__(self, config: EncoderConfig, linears: LinearFactory) -> None:
+        """Args: width, heads and dropouts; who makes linears."""
         super().__init__()
-        self.num_heads = config.num_heads
+        self.num_heads = config.num_heads // linears.size
         self._attention_dropout = config.attention_dropout
-        self.qkv = nn.Linear(config.dim, 3 * config.dim)
-        self.output = nn.Linear(config.dim, config.dim)
+        self._linears = linears
+        self.qkv = linears.column(config.dim, 3 * config.dim)
+        self.output = linears.row(config.dim, config.dim)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """Tokens (N, T, D) and bias None or broadcastable to (N, H, T, T), fp32 -> (N, T, D)."""
+        """Tokens (N, T, D) and bias None or broadcastable to (N, heads here, T, T), fp32 -> (N, T, D)."""
         heads = self.qkv(x).unflatten(-1, (self.num_heads, 3, -1)).permute(3, 0, 2, 1, 4)
         query, key, value = heads.unbind(0)
-        mixed = attend(query, key, value, bias, dropout=self._attention_dropout if self.training else 0.0)
+        dropout = self._attention_dropout if self.training else 0.0
+        with self._linears.own_draws(x.device):  # heads of other ranks have other weights to drop
+            mixed = attend(query, key, value, bias, dropout=dropout)
         return self.dropout(self.output(mixed.transpose(1, 2).flatten(2)))
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from model.config import ModelConfig
 from model.decoder import Decoder
 from model.encoder import Encoder
+from model.linear import PLAIN, LinearFactory
 from model.masking import Views, take
 from model.modalities.audio import AudioFrontend
 from model.modalities.base import Context, Frontend
@@ -49,22 +50,23 @@ class TeacherOutput(NamedTuple):
 class Data2Vec(nn.Module):
     """Student, teacher or encoder. Parameter names are those of the checkpoints."""
 
-    def __init__(self, config: ModelConfig, *, role: Role = "student") -> None:
+    def __init__(self, config: ModelConfig, *, role: Role = "student", linears: LinearFactory = PLAIN) -> None:
         """Uninitialised; ``initialization.initialize`` draws the weights.
 
         Args:
             config: the model.
             role: which parts it has.
+            linears: who makes the linears of the blocks and the embeddings: whole, or cut over ranks.
         """
         super().__init__()
         self.config = config
         self.frontends = nn.ModuleDict()
-        self.encoder = Encoder(config.encoder)
+        self.encoder = Encoder(config.encoder, linears)
         for name, modality in config.modalities.items():
             scope = modality.teacher_scope if role == "teacher" else "frontend"
             if scope != "encoder":
                 has_local = scope == "frontend"
-                self.frontends[name] = FRONTENDS[name](modality, config.encoder, has_local=has_local)
+                self.frontends[name] = FRONTENDS[name](modality, config.encoder, linears, has_local=has_local)
         if role == "student":
             self.decoders = nn.ModuleDict()
             for name, modality in config.modalities.items():

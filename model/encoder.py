@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.attention import Attention
+from model.linear import LinearFactory
 from model.sections import EncoderConfig
 
 LayerBias = Callable[[int], Tensor | None]
@@ -16,29 +17,33 @@ LayerBias = Callable[[int], Tensor | None]
 class Mlp(nn.Module):
     """Two linears around an exact GELU, dropout after each."""
 
-    def __init__(self, config: EncoderConfig) -> None:
-        """Args: the encoder's config."""
+    def __init__(self, config: EncoderConfig, linears: LinearFactory) -> None:
+        """Args: the encoder's config; who makes linears."""
         super().__init__()
         hidden = int(config.dim * config.mlp_ratio)
-        self.up = nn.Linear(config.dim, hidden)
-        self.down = nn.Linear(hidden, config.dim)
+        self._linears = linears
+        self.up = linears.column(config.dim, hidden)
+        self.down = linears.row(hidden, config.dim)
         self.dropout = nn.Dropout(config.activation_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, T, D) -> (N, T, D)."""
-        return self.dropout(self.down(self.dropout(functional.gelu(self.up(x)))))
+        x = functional.gelu(self.up(x))
+        with self._linears.own_draws(x.device):  # other ranks have other hidden units
+            x = self.dropout(x)
+        return self.dropout(self.down(x))
 
 
 class Block(nn.Module):
     """Post-LN block (fairseq ``AltBlock`` with ``layer_norm_first: false``)."""
 
-    def __init__(self, config: EncoderConfig) -> None:
-        """Args: the encoder's config."""
+    def __init__(self, config: EncoderConfig, linears: LinearFactory) -> None:
+        """Args: the encoder's config; who makes linears."""
         super().__init__()
         self.norm1 = nn.LayerNorm(config.dim, eps=config.norm_eps)
-        self.attention = Attention(config)
+        self.attention = Attention(config, linears)
         self.norm2 = nn.LayerNorm(config.dim, eps=config.norm_eps)
-        self.mlp = Mlp(config)
+        self.mlp = Mlp(config, linears)
         self.dropout = nn.Dropout(config.post_mlp_dropout)
 
     def forward(self, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -51,11 +56,11 @@ class Block(nn.Module):
 class Encoder(nn.Module):
     """Blocks that all modalities share."""
 
-    def __init__(self, config: EncoderConfig) -> None:
-        """Args: the encoder's config."""
+    def __init__(self, config: EncoderConfig, linears: LinearFactory) -> None:
+        """Args: the encoder's config; who makes linears."""
         super().__init__()
         self.dropout = nn.Dropout(config.input_dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(Block(config, linears) for _ in range(config.depth))
 
     def forward(
         self,

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from model.config import PADDING_ID
 from model.convolution import ConvLayer1d, ConvLayer2d
 from model.data2vec import Data2Vec
+from model.linear import EmbeddingPart, LinearPart, cut_of, whole_shape
 from model.modalities.audio import FeatureLayer
 from model.modalities.base import Frontend
 from model.modalities.image import Patches
@@ -19,6 +20,9 @@ _RESET = ("decoders.image.projection", "decoders.audio.projection", "audio.local
 @torch.no_grad()
 def initialize(model: Data2Vec, seed: int) -> None:
     """Draw every parameter: the reference's "BERT init" with its later resets.
+
+    A parameter that is a part of a whole gets its part of what the whole would be, so that the weights do not depend
+    on how the model is cut.
 
     Args:
         model: on the CPU.
@@ -36,17 +40,26 @@ def initialize(model: Data2Vec, seed: int) -> None:
         elif isinstance(module, FeatureLayer):
             weight = module.convolution.weight
             weight.normal_(0.0, math.sqrt(2 / weight[0].numel()), generator=generator)  # kaiming, fan in
-        elif isinstance(module, nn.Linear) and name.endswith(_RESET):
+        elif isinstance(module, nn.Linear) and name.rstrip(".0123456789").endswith(_RESET):  # one of several, too
             _torch_default(module, generator)
-        elif isinstance(module, nn.Linear):
-            module.weight.normal_(0.0, std, generator=generator)
+        elif isinstance(module, nn.Linear | LinearPart):
+            _normal(module.weight, std, generator)
             module.bias.zero_()
-        elif isinstance(module, nn.Embedding):
-            module.weight.normal_(0.0, std, generator=generator)
-            module.weight[PADDING_ID] = 0
+        elif isinstance(module, nn.Embedding | EmbeddingPart):
+            _normal(module.weight, std, generator, zero_row=PADDING_ID)
         elif isinstance(module, nn.LayerNorm):
             module.weight.fill_(1.0)
             module.bias.zero_()
+
+
+def _normal(weight: Tensor, std: float, generator: torch.Generator, zero_row: int | None = None) -> None:
+    whole = torch.empty(whole_shape(weight)).normal_(0.0, std, generator=generator)
+    if zero_row is not None:
+        whole[zero_row] = 0
+    cut = cut_of(weight)
+    part = whole if cut is None else cut.of(whole)
+    weight.zero_()  # beyond a last, shorter part lies padding
+    weight[: len(part)] = part
 
 
 def _frontend(frontend: Frontend, model: Data2Vec, modality: str, generator: torch.Generator) -> None:

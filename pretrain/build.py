@@ -12,6 +12,7 @@ from data_pipelines.loader import build_loader
 from data_pipelines.mixture import Mixture
 from model.data2vec import Data2Vec
 from model.initialization import initialize
+from model.linear import PLAIN, LinearFactory
 from pretrain.checkpoint.manifest import Manifest
 from pretrain.checkpoint.state import TrainState, choose, restore, save
 from pretrain.checkpoint.weights import read_run_config
@@ -23,6 +24,7 @@ from pretrain.observe.log import RunLog
 from pretrain.observe.throughput import Throughput
 from pretrain.optim import TEACHER_GROUP, make_optimizer
 from pretrain.parallel.deepspeed_config import deepspeed_config
+from pretrain.parallel.grid import Grid, make_grid
 from pretrain.parallel.groups import ProcessGroups, make_groups
 from pretrain.parallel.teacher import ShardedTeacher
 from pretrain.parallel.zero import StudentEngine, join_processes
@@ -70,21 +72,20 @@ def build_trainer(
     Raises:
         RunError, DataError, ConfigError: for whatever cannot work, before any weight is allocated.
     """
+    grid = make_grid(config.parallel, config.model, processes.world_size)
     ds_config = deepspeed_config(
         config.optim,
         config.precision,
         config.parallel,
-        microbatch_size=sum(config.microbatches(name, processes.world_size)[0] for name in config.model.modalities),
-        dp_size=processes.world_size,
+        microbatch_size=sum(config.microbatches(name, grid.dp_size)[0] for name in config.model.modalities),
+        dp_size=grid.dp_size,
         user=user_deepspeed,
     )
     start = dict.fromkeys(config.model.modalities, 0)
-    build_mixture(
-        config, processes, start
-    ).close()  # unusable shards are found before processes join and weights are allocated
+    build_mixture(config, grid, processes.rank, start).close()  # unusable shards are found before weights are allocated
     device, backend = choose_device(processes)
     join_processes(processes, backend)
-    groups = make_groups()
+    groups = make_groups(grid)
     checkpoint, refused = choose(run_dir, groups)
     if resume == "never" and (checkpoint or refused):
         raise RunError(f"{run_dir} already holds checkpoints; choose another --run-dir, or --resume auto")
@@ -128,10 +129,10 @@ def build_trainer(
         task=task,
         engine=engine,
         teacher=teacher,
-        mixture=build_mixture(config, processes, state.positions),
+        mixture=build_mixture(config, grid, processes.rank, state.positions),
         groups=groups,
         log=log,
-        throughput=Throughput(num_devices=groups.dp_size, max_steps=config.training.max_steps),
+        throughput=Throughput(num_devices=groups.world_size, max_steps=config.training.max_steps),
         stop=stop,
         state=state,
         save=lambda now: save(run_dir, config, now, engine, teacher, groups, run_ids),
@@ -143,15 +144,16 @@ def build_networks(
     config: RunConfig, ds_config: dict[str, Any], groups: ProcessGroups, device: torch.device
 ) -> tuple[StudentEngine, ShardedTeacher]:
     """Student under DeepSpeed with its fp32 initial weights, and the teacher as its copy."""
-    student = Data2Vec(config.model)
+    linears = make_linears(groups)
+    student = Data2Vec(config.model, linears=linears)
     initialize(student, config.training.seed)
     initial = {name: parameter.detach().clone() for name, parameter in student.named_parameters()}
     dtype = DTYPES[config.precision.dtype]
     stage = config.parallel.zero_stage
     student = student.to(device, dtype if stage > 0 else torch.float32)
-    teacher = Data2Vec(config.model, role="teacher").to(device, dtype)
+    teacher = Data2Vec(config.model, role="teacher", linears=linears).to(device, dtype)
     teacher_names = {name for name, _ in teacher.named_parameters()}
-    optimizer = make_optimizer(student, teacher_names, config.optim, stage)
+    optimizer = make_optimizer(student, teacher_names, config.optim, stage, groups.tp_group)
     autocast = dtype if stage == 0 and dtype != torch.float32 else None
     engine = StudentEngine(student, optimizer, ds_config, groups, autocast)
     with torch.no_grad():  # DeepSpeed took its fp32 weights from the student's, which may be rounded to bf16
@@ -161,22 +163,31 @@ def build_networks(
     return engine, ShardedTeacher(teacher, engine.groups[TEACHER_GROUP], own, groups)
 
 
-def build_mixture(config: RunConfig, processes: Processes, positions: dict[str, int]) -> Mixture:
-    """Loaders of all modalities, each from its position on.
+def make_linears(groups: ProcessGroups) -> LinearFactory:
+    """Torch's own linears, or megatron's where several ranks share one model."""
+    if groups.tp_size == 1:
+        return PLAIN
+    from pretrain.parallel.tensor import MegatronLinears  # megatron takes seconds to import
+
+    return MegatronLinears(groups)
+
+
+def build_mixture(config: RunConfig, grid: Grid, rank: int, positions: dict[str, int]) -> Mixture:
+    """Loaders of all modalities, each from its position on; ranks that share one model read the same samples.
 
     Raises:
         RunError, DataError: if the shards cannot be used, or batches do not divide.
     """
     loaders = {}
     for modality in config.model.modalities:
-        microbatch_size, num_microbatches = config.microbatches(modality, processes.world_size)
+        microbatch_size, num_microbatches = config.microbatches(modality, grid.dp_size)
         loaders[modality] = build_loader(
             config.data,
             modality,
             seed=config.training.seed,
             masking=masking_of(config.model, modality),
-            dp_rank=processes.rank,
-            dp_size=processes.world_size,
+            dp_rank=grid.dp_rank(rank),
+            dp_size=grid.dp_size,
             microbatch_size=microbatch_size,
             num_microbatches=num_microbatches,
             position=positions[modality],
@@ -197,6 +208,7 @@ def _check_resume(config: RunConfig, checkpoint: Path) -> dict[str, str]:
 
 
 def _describe(config: RunConfig, groups: ProcessGroups, device: torch.device, checkpoint: Path | None) -> str:
-    where = f"{groups.dp_size} x {torch.cuda.get_device_name(device) if device.type == 'cuda' else 'cpu'}"
+    where = f"{groups.world_size} x {torch.cuda.get_device_name(device) if device.type == 'cuda' else 'cpu'}"
     begin = f" from {checkpoint.name}" if checkpoint else ""
-    return f"{config.name}{begin} on {where}, ZeRO {config.parallel.zero_stage}, {config.precision.dtype}"
+    cut = f", each model on {groups.tp_size}" if groups.tp_size > 1 else ""
+    return f"{config.name}{begin} on {where}{cut}, ZeRO {config.parallel.zero_stage}, {config.precision.dtype}"

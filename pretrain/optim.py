@@ -3,8 +3,10 @@
 import math
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
+from model.linear import cut_of
 from pretrain.sections import OptimSection
 
 TEACHER_GROUP, STUDENT_ONLY_GROUP = 0, 1
@@ -33,16 +35,18 @@ class ClippingAdamW(torch.optim.AdamW):
     overflow = False
     _global_grad_norm: torch.Tensor | float = 0.0
 
-    def __init__(self, groups: list[dict[str, object]], section: OptimSection) -> None:
+    def __init__(self, groups: list[dict[str, object]], section: OptimSection, tp_group: dist.ProcessGroup) -> None:
+        """Args: parameter groups, settings, ranks that share one model."""
         super().__init__(groups, lr=0.0, betas=section.betas, eps=section.eps, weight_decay=section.weight_decay)
         self.clip_norm = section.clip_norm
+        self._tp_group = tp_group
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Clip to ``clip_norm`` and update, unless the gradient norm is not finite."""
         assert closure is None
         gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = self._norm()
         self.overflow = not math.isfinite(norm.item())
         self._global_grad_norm = norm
         if self.overflow:
@@ -52,12 +56,23 @@ class ClippingAdamW(torch.optim.AdamW):
             torch._foreach_mul_(gradients, scale)
         super().step()
 
+    def _norm(self) -> torch.Tensor:
+        """Global norm: whole parameters count once, of cut ones every rank has a part."""
+        parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        whole = torch.nn.utils.get_total_norm([p.grad for p in parameters if cut_of(p) is None])
+        cut = [p.grad for p in parameters if cut_of(p) is not None]
+        if not cut:
+            return whole
+        parts = torch.nn.utils.get_total_norm(cut).square()
+        dist.all_reduce(parts, group=self._tp_group)
+        return (whole.square() + parts).sqrt()
+
 
 def make_optimizer(
-    student: nn.Module, teacher_names: set[str], section: OptimSection, zero_stage: int
+    student: nn.Module, teacher_names: set[str], section: OptimSection, zero_stage: int, tp_group: dist.ProcessGroup
 ) -> torch.optim.AdamW:
     """AdamW over ``parameter_groups``; the learning rate is set before every step."""
     groups = parameter_groups(student, teacher_names)
     if zero_stage == 0:
-        return ClippingAdamW(groups, section)
+        return ClippingAdamW(groups, section, tp_group)
     return torch.optim.AdamW(groups, lr=0.0, betas=section.betas, eps=section.eps, weight_decay=section.weight_decay)

@@ -64,8 +64,13 @@ class PrecisionSection:
 class ParallelSection:
     """How the run is laid out over the processes."""
 
+    tp_size: int = 1
+    """Processes that share one model, cut by heads and hidden units; the others are data parallel."""
     zero_stage: Literal[0, 1, 2] = 1
-    """What DeepSpeed shards over the ranks: 0 nothing, 1 optimizer state, 2 gradients too."""
+    """What DeepSpeed shards over the data-parallel ranks: 0 nothing, 1 optimizer state, 2 gradients too."""
+
+    def __post_init__(self) -> None:
+        _require(self.tp_size >= 1, "parallel.tp_size", f"must be at least 1, got {self.tp_size}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,10 +47,12 @@ def _train(
     options: argparse.Namespace,
 ) -> int:
     from pretrain.parallel.deepspeed_config import read_user_json
+    from pretrain.parallel.grid import make_grid
 
     user_deepspeed = read_user_json(options.deepspeed) if options.deepspeed else None
+    grid = make_grid(config.parallel, config.model, processes.world_size)  # raises before heavy imports, as does
     for modality in config.model.modalities:
-        config.microbatches(modality, processes.world_size)  # raises before anything heavy is imported
+        config.microbatches(modality, grid.dp_size)
     from pretrain.build import build_trainer
     from pretrain.parallel.zero import leave_processes
 

@@ -136,7 +136,8 @@ class Trainer:
                 local[name] += count
             for name, amount in self._amounts(batch).items():
                 local[f"amount/{name}"] += amount
-        control = torch.tensor([float(self._stop.requested is not None), *local.values()], dtype=torch.float64)
+        mine = local.values() if self._groups.speaks else [0.0] * len(local)
+        control = torch.tensor([float(self._stop.requested is not None), *mine], dtype=torch.float64)
         dist.all_reduce(control, group=self._groups.control_group)
         stop, *summed = control.tolist()
         return batches, dict(zip(local, summed, strict=True)), stop > 0

@@ -5,6 +5,7 @@ from torch.nn import functional
 
 from model.config import AudioConfig
 from model.convolution import ConvLayer1d
+from model.linear import LinearFactory
 from model.masking import Views
 from model.modalities.base import Frontend, kept_tokens
 from model.sections import EncoderConfig
@@ -51,9 +52,11 @@ class FeatureEncoder(nn.Module):
 class AudioFrontend(Frontend):
     """Feature encoder, positions by convolution over what is not masked, ALiBi over time."""
 
-    def __init__(self, config: AudioConfig, encoder: EncoderConfig, *, has_local: bool = True) -> None:
-        """Args: the audio side; the shared encoder; whether to make tokens itself."""
-        super().__init__(config, encoder, has_norm=True)
+    def __init__(
+        self, config: AudioConfig, encoder: EncoderConfig, linears: LinearFactory, *, has_local: bool = True
+    ) -> None:
+        """Args: the audio side; the shared encoder; who makes linears; whether to make tokens itself."""
+        super().__init__(config, encoder, linears, has_norm=True)
         self.local = FeatureEncoder(config, encoder.dim) if has_local else None
         self.positions = nn.Sequential(
             *(

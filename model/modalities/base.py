@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.encoder import Block, LayerBias, run_blocks
+from model.linear import Cut, LinearFactory, mark_cut
 from model.masking import Views, take
 from model.positions import alibi_slopes, distances_1d
 from model.sections import EncoderConfig, ModalityConfig
@@ -34,22 +35,26 @@ class Frontend(nn.Module):
 
     local: nn.Module | None
 
-    def __init__(self, config: ModalityConfig, encoder: EncoderConfig, *, has_norm: bool) -> None:
-        """Args: this modality; the shared encoder; whether the tokens are normalised before the prenet."""
+    def __init__(
+        self, config: ModalityConfig, encoder: EncoderConfig, linears: LinearFactory, *, has_norm: bool
+    ) -> None:
+        """Args: this modality; the shared encoder; who makes linears; whether tokens are normed before the prenet."""
         super().__init__()
         self.num_extra_tokens = config.num_extra_tokens
         self.alibi = config.alibi
-        self._num_heads = encoder.num_heads
+        self._heads = Cut(0, linears.rank, linears.size, encoder.num_heads)
         if config.num_extra_tokens:
             self.extra_tokens = nn.Parameter(torch.empty(1, config.num_extra_tokens, encoder.dim))
         if config.alibi is not None:
             layers = config.prenet_depth + encoder.depth if config.alibi.per_layer else 1
-            heads = encoder.num_heads if config.alibi.per_head else 1
+            heads = encoder.num_heads // linears.size if config.alibi.per_head else 1
             scale = torch.full((layers, 1, heads, 1, 1), config.alibi.scale)
             self.alibi_scale = nn.Parameter(scale, requires_grad=config.alibi.learned)
+            if config.alibi.per_head and linears.size > 1:
+                mark_cut(self.alibi_scale, Cut(2, linears.rank, linears.size, encoder.num_heads))
         self.norm = nn.LayerNorm(encoder.dim, eps=encoder.norm_eps) if has_norm else nn.Identity()
         self.dropout = nn.Dropout(config.prenet_dropout)
-        self.blocks = nn.ModuleList(Block(encoder) for _ in range(config.prenet_depth))
+        self.blocks = nn.ModuleList(Block(encoder, linears) for _ in range(config.prenet_depth))
 
     def tokens(self, source: Tensor) -> Tensor:
         """Raw input -> tokens (B, T, D) before positions."""
@@ -90,7 +95,7 @@ class Frontend(nn.Module):
         if self.alibi is None:
             return lambda number: padded
         kept = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0) if views is None else views.kept
-        slopes = alibi_slopes(self._num_heads, tokens.device).view(1, -1, 1, 1)
+        slopes = self._heads.of(alibi_slopes(self._heads.whole, tokens.device)).view(1, -1, 1, 1)
         extra = (self.num_extra_tokens, 0, self.num_extra_tokens, 0)  # they are at no distance from anything
         whole = functional.pad(-slopes * self.distances(kept).unsqueeze(1), extra)
         scales = self.alibi_scale.float().clamp_min(0)

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from model.config import ImageConfig
+from model.linear import LinearFactory
 from model.masking import Views
 from model.modalities.base import Frontend, kept_tokens
 from model.positions import distances_2d, sincos_2d
@@ -27,9 +28,11 @@ class ImageFrontend(Frontend):
     positions: Tensor
     """(1, T, D), added to the tokens."""
 
-    def __init__(self, config: ImageConfig, encoder: EncoderConfig, *, has_local: bool = True) -> None:
-        """Args: the image side; the shared encoder; whether to make tokens itself."""
-        super().__init__(config, encoder, has_norm=True)
+    def __init__(
+        self, config: ImageConfig, encoder: EncoderConfig, linears: LinearFactory, *, has_local: bool = True
+    ) -> None:
+        """Args: the image side; the shared encoder; who makes linears; whether to make tokens itself."""
+        super().__init__(config, encoder, linears, has_norm=True)
         self.local = Patches(config, encoder.dim) if has_local else None
         self.register_buffer("positions", sincos_2d(config.grid_size, encoder.dim))
         self._grid_size = config.grid_size

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from model.config import PADDING_ID, TextConfig
+from model.linear import LinearFactory
 from model.masking import Views
 from model.modalities.base import Frontend, kept_tokens
 from model.sections import EncoderConfig
@@ -13,10 +14,10 @@ _NORM_EPS = 1e-5
 class TokenEmbedding(nn.Module):
     """Token numbers -> embedding + learned position, LayerNorm, dropout (fairseq ``TextLocalEncoder``)."""
 
-    def __init__(self, config: TextConfig, dim: int) -> None:
-        """Args: the text side, width D."""
+    def __init__(self, config: TextConfig, dim: int, linears: LinearFactory) -> None:
+        """Args: the text side, width D, who makes linears."""
         super().__init__()
-        self.tokens = nn.Embedding(config.vocab_size, dim, padding_idx=PADDING_ID)
+        self.tokens = linears.embedding(config.vocab_size, dim, PADDING_ID)
         self.positions = nn.Embedding(config.max_positions + PADDING_ID + 1, dim, padding_idx=PADDING_ID)
         self.norm = nn.LayerNorm(dim, eps=_NORM_EPS)
         self.dropout = nn.Dropout(config.dropout)
@@ -31,10 +32,12 @@ class TokenEmbedding(nn.Module):
 class TextFrontend(Frontend):
     """Token embedding; the input norm exists only before a prenet, as in the reference."""
 
-    def __init__(self, config: TextConfig, encoder: EncoderConfig, *, has_local: bool = True) -> None:
-        """Args: the text side; the shared encoder; whether to make tokens itself."""
-        super().__init__(config, encoder, has_norm=config.prenet_depth > 0)
-        self.local = TokenEmbedding(config, encoder.dim) if has_local else None
+    def __init__(
+        self, config: TextConfig, encoder: EncoderConfig, linears: LinearFactory, *, has_local: bool = True
+    ) -> None:
+        """Args: the text side; the shared encoder; who makes linears; whether to make tokens itself."""
+        super().__init__(config, encoder, linears, has_norm=config.prenet_depth > 0)
+        self.local = TokenEmbedding(config, encoder.dim, linears) if has_local else None
 
     def positioned(self, tokens: Tensor, views: Views | None) -> Tensor:
         """The positions are in the tokens already."""

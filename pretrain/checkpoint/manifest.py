@@ -13,12 +13,17 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pretrain.errors import RunError
 
 FORMAT, VERSION = "data2vec-scale/checkpoint", 2
 KINDS = ("student", "exp_avg", "exp_avg_sq", "teacher")
 """fp32 weights of the student, Adam's moments, and the teacher (which lacks some parameters)."""
+
+
+Part = tuple[int, int, int]
+"""Dimension along which a parameter is cut, first place, one beyond the last."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,9 @@ class FileRecord:
     size_bytes: int
     sha256: str
     ranges: dict[str, tuple[int, int]]
-    """``KIND/PARAMETER`` -> (start, stop) of the elements in it."""
+    """``KIND/PARAMETER`` -> (start, stop) of the elements in it, counted in the flattened parameter or part."""
+    parts: dict[str, Part] = field(default_factory=dict)
+    """PARAMETER -> the part of it that tensor parallelism gave this rank; the others are whole."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,7 @@ class Manifest:
     adam_step: int
     """Updates that Adam's bias correction counts."""
     dp_size: int
+    tp_size: int
     zero_stage: int
     shapes: dict[str, tuple[int, ...]]
     """Shape of every parameter of the student."""
@@ -75,10 +83,7 @@ class Manifest:
                     f"{path}: checkpoint format version {version}, this release reads version {VERSION}; "
                     f"use {'a newer' if version > VERSION else 'an older'} data2vec-scale"
                 )
-            files = [
-                FileRecord(**(item | {"ranges": {key: tuple(span) for key, span in item["ranges"].items()}}))
-                for item in content.pop("files")
-            ]
+            files = [_record(item) for item in content.pop("files")]
             shapes = {name: tuple(shape) for name, shape in content.pop("shapes").items()}
             return cls(files=files, shapes=shapes, **content)
         except OSError as error:
@@ -87,6 +92,12 @@ class Manifest:
             if isinstance(error, RunError):
                 raise
             raise RunError(f"{path}: damaged manifest ({error}); use an earlier checkpoint") from error
+
+
+def _record(item: dict[str, Any]) -> FileRecord:
+    """A file's record as JSON holds it; tuples have become lists."""
+    tuples = {name: {key: tuple(span) for key, span in item[name].items()} for name in ("ranges", "parts")}
+    return FileRecord(**(item | tuples))
 
 
 def file_sha256(path: Path) -> str:

@@ -9,10 +9,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pretrain.checkpoint import store
-from pretrain.checkpoint.manifest import FileRecord, Manifest, file_sha256
+from pretrain.checkpoint.manifest import FileRecord, Manifest, Part, file_sha256
 from pretrain.checkpoint.weights import FragmentReader
 from pretrain.config import RunConfig, write_yaml
 from pretrain.errors import RunError
+from pretrain.parallel.fragments import Fragment
 from pretrain.parallel.groups import ProcessGroups
 from pretrain.parallel.teacher import ShardedTeacher
 from pretrain.parallel.zero import StudentEngine
@@ -44,7 +45,7 @@ def save(
     Raises:
         RunError: on every rank if any rank could not write; earlier checkpoints stay as they are.
     """
-    first = groups.dp_rank == 0
+    first = groups.rank == 0
     writing, problem = None, None
     if first:
         try:
@@ -54,7 +55,7 @@ def save(
     writing, problem = _share((writing, problem), groups)
     if problem is None:
         assert writing is not None
-        record, problem = _write_rank(writing, engine, teacher, groups.dp_rank)
+        record, problem = _write_rank(writing, engine, teacher, groups)
         records = _gather((record, problem), groups)
         problem = next((text for _, text in records if text), None)
     if problem is None and first:
@@ -84,41 +85,58 @@ def restore(checkpoint: Path, engine: StudentEngine, teacher: ShardedTeacher) ->
                 ("exp_avg", piece.exp_avg),
                 ("exp_avg_sq", piece.exp_avg_sq),
             ):
-                target.copy_(reader.read(f"{kind}/{piece.name}", piece.start, piece.stop))
+                _load(reader, kind, piece, target)
         for piece, average in teacher.fragments:
-            average.copy_(reader.read(f"teacher/{piece.name}", piece.start, piece.stop))
+            _load(reader, "teacher", piece, average)
     engine.restore(reader.manifest.adam_step)
     teacher.refresh()
     return TrainState(step=reader.manifest.step, positions=dict(reader.manifest.positions))
 
 
+def _load(reader: FragmentReader, kind: str, piece: Fragment, target: Tensor) -> None:
+    stored = piece.num_stored
+    values = reader.read(f"{kind}/{piece.name}", piece.start, piece.start + stored, _part(piece))
+    target[:stored].copy_(values)
+
+
+def _part(piece: Fragment) -> Part | None:
+    cut = piece.place.cut
+    return None if cut is None else (cut.dim, cut.start, cut.stop)
+
+
 def choose(run_dir: Path, groups: ProcessGroups) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint, as rank 0 sees it, and why newer ones were passed over; same on all ranks."""
-    found = store.newest_whole(run_dir) if groups.dp_rank == 0 else (None, [])
+    found = store.newest_whole(run_dir) if groups.rank == 0 else (None, [])
     return _share(found, groups)
 
 
 def _write_rank(
-    writing: Path, engine: StudentEngine, teacher: ShardedTeacher, rank: int
+    writing: Path, engine: StudentEngine, teacher: ShardedTeacher, groups: ProcessGroups
 ) -> tuple[FileRecord | None, str | None]:
     tensors: dict[str, Tensor] = {}
     ranges: dict[str, tuple[int, int]] = {}
+    parts: dict[str, Part] = {}
+
+    def take(kind: str, piece: Fragment, tensor: Tensor) -> None:
+        part = _part(piece)
+        if piece.num_stored == 0 or (part is None and not groups.speaks):  # padding; or written by another rank
+            return
+        tensors[f"{kind}/{piece.name}"] = tensor[: piece.num_stored]
+        ranges[f"{kind}/{piece.name}"] = (piece.start, piece.start + piece.num_stored)
+        if part is not None:
+            parts[piece.name] = part
+
     for piece in engine.fragments:
-        for kind, tensor in (
-            ("student", piece.master),
-            ("exp_avg", piece.exp_avg),
-            ("exp_avg_sq", piece.exp_avg_sq),
-        ):
-            tensors[f"{kind}/{piece.name}"] = tensor
-            ranges[f"{kind}/{piece.name}"] = (piece.start, piece.stop)
+        take("student", piece, piece.master)
+        take("exp_avg", piece, piece.exp_avg)
+        take("exp_avg_sq", piece, piece.exp_avg_sq)
     for piece, average in teacher.fragments:
-        tensors[f"teacher/{piece.name}"] = average
-        ranges[f"teacher/{piece.name}"] = (piece.start, piece.stop)
-    path = writing / f"rank-{rank:05d}.safetensors"
+        take("teacher", piece, average)
+    path = writing / f"rank-{groups.rank:05d}.safetensors"
     try:
         # Clones: safetensors refuses tensors that share storage, and these are views of flat vectors.
         save_file({key: tensor.detach().cpu().clone() for key, tensor in tensors.items()}, path)
-        return FileRecord(path.name, path.stat().st_size, file_sha256(path), ranges), None
+        return FileRecord(path.name, path.stat().st_size, file_sha256(path), ranges, parts), None
     except Exception as error:  # safetensors raises its own error type on a full disk
         return None, f"{path}: {error}"
 
@@ -136,8 +154,9 @@ def _manifest(
         positions=state.positions,
         adam_step=engine.adam_step,
         dp_size=groups.dp_size,
+        tp_size=groups.tp_size,
         zero_stage=config.parallel.zero_stage,
-        shapes={place.name: place.shape for group in engine.groups for place in group.placements},
+        shapes={place.name: place.whole_shape for group in engine.groups for place in group.placements},
         files=files,
         run_ids=run_ids,
         versions={"torch": torch.__version__},
@@ -152,6 +171,6 @@ def _share(value: tuple, groups: ProcessGroups) -> tuple:
 
 
 def _gather(value: tuple, groups: ProcessGroups) -> list[tuple]:
-    boxes: list[tuple] = [()] * groups.dp_size
+    boxes: list[tuple] = [()] * groups.world_size
     dist.all_gather_object(boxes, value, group=groups.control_group)
     return boxes

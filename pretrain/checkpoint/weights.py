@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from pretrain.checkpoint.manifest import Manifest
+from pretrain.checkpoint.manifest import Manifest, Part
 from pretrain.config import RunConfig, from_yaml
 from pretrain.errors import RunError
 
@@ -20,23 +20,69 @@ class FragmentReader:
         """Open ``checkpoint`` (one step-... directory); raises RunError if its manifest is unusable."""
         self.checkpoint = checkpoint
         self.manifest = Manifest.read(checkpoint)
-        self._holders: dict[str, list[tuple[int, int, str]]] = {}
+        self._holders: dict[str, dict[Part | None, list[tuple[int, int, str]]]] = {}
         for record in self.manifest.files:
             for key, (start, stop) in record.ranges.items():
-                self._holders.setdefault(key, []).append((start, stop, record.name))
+                part = record.parts.get(_parameter(key))
+                self._holders.setdefault(key, {}).setdefault(part, []).append((start, stop, record.name))
         self._open: dict[str, safe_open] = {}
+        self._whole: tuple[str, Tensor] | None = None
 
     def __contains__(self, key: str) -> bool:
         return key in self._holders
 
-    def read(self, key: str, start: int, stop: int) -> Tensor:
-        """Elements [start, stop) of ``KIND/PARAMETER`` as a 1-D fp32 tensor.
+    def read(self, key: str, start: int, stop: int, part: Part | None = None) -> Tensor:
+        """Elements [start, stop) of ``KIND/PARAMETER``, flattened, as a 1-D fp32 tensor.
 
+        Args:
+            key: what to read.
+            start: first element.
+            stop: one beyond the last.
+            part: of the parameter, in which the elements are counted; None for the whole.
         Raises:
             RunError: if the files do not hold all of them, or are damaged.
         """
+        held = self._holders.get(key, {})
+        if part in held or not held:
+            return self._assemble(key, part, start, stop)
+        whole = self.whole(key)
+        if part is not None:
+            dim, first, last = part
+            whole = whole.narrow(dim, first, last - first)
+        return whole.reshape(-1)[start:stop]
+
+    def whole(self, key: str) -> Tensor:
+        """A whole parameter, put together from its parts; the last one is remembered.
+
+        Raises:
+            RunError: as ``read``.
+        """
+        if self._whole is None or self._whole[0] != key:
+            shape = self.manifest.shapes[_parameter(key)]
+            held = self._holders.get(key, {})
+            if None in held or not held:
+                value = self._assemble(key, None, 0, math.prod(shape)).view(shape)
+            else:
+                value = torch.full(shape, torch.nan)  # a missing part must not pass for zeros
+                for part in held:
+                    assert part is not None
+                    dim, first, last = part
+                    piece = value.narrow(dim, first, last - first)
+                    piece.copy_(self._assemble(key, part, 0, piece.numel()).view(piece.shape))
+                self._check_cover(key, shape)
+            self._whole = key, value
+        return self._whole[1]
+
+    def _check_cover(self, key: str, shape: tuple[int, ...]) -> None:
+        parts = sorted(part for part in self._holders[key] if part is not None)
+        ends = [0, *(last for _, _, last in parts)]
+        if [first for _, first, _ in parts] != ends[:-1] or ends[-1] != shape[parts[0][0]]:
+            raise RunError(f"{self.checkpoint}: the parts of {key} do not make up its whole of {shape}")
+
+    def _assemble(self, key: str, part: Part | None, start: int, stop: int) -> Tensor:
+        """Elements [start, stop) of one part, or of an uncut parameter."""
         result, missing = torch.empty(stop - start), stop - start
-        for first, last, name in self._holders.get(key, []):
+        for first, last, name in self._holders.get(key, {}).get(part, []):
             low, high = max(start, first), min(stop, last)
             if low < high:
                 result[low - start : high - start] = self._slice(name, key, low - first, high - first)
@@ -76,10 +122,15 @@ def read_weights(checkpoint: Path, source: Literal["student", "teacher"]) -> dic
     """
     reader = FragmentReader(checkpoint)
     weights = {
-        name: reader.read(f"{source}/{name}", 0, math.prod(shape)).view(shape)
-        for name, shape in reader.manifest.shapes.items()
+        name: reader.whole(f"{source}/{name}")
+        for name in reader.manifest.shapes
         if source == "student" or f"{source}/{name}" in reader
     }
     if not weights:
         raise RunError(f"{checkpoint}: holds no {source}")
     return weights
+
+
+def _parameter(key: str) -> str:
+    """PARAMETER of ``KIND/PARAMETER``."""
+    return key.partition("/")[2]

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from model.linear import Cut
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -18,11 +20,20 @@ class Placement:
     name: str
     shape: tuple[int, ...]
     offset: int
+    cut: Cut | None = None
+    """Which part of the whole parameter this is, if tensor parallelism cuts it."""
 
     @property
     def numel(self) -> int:
-        """Elements of the parameter."""
+        """Elements of the parameter, or of the part of it."""
         return math.prod(self.shape)
+
+    @property
+    def whole_shape(self) -> tuple[int, ...]:
+        """Shape of the whole parameter."""
+        if self.cut is None:
+            return self.shape
+        return (*self.shape[: self.cut.dim], self.cut.whole, *self.shape[self.cut.dim + 1 :])
 
 
 @dataclass(frozen=True)
@@ -48,9 +59,9 @@ class FlatGroup:
 class Fragment:
     """A run of one parameter's elements that this rank owns, as live 1-D fp32 views."""
 
-    name: str
+    place: Placement
     start: int
-    """First element, counted in the flattened parameter."""
+    """First element, counted in the flattened parameter, or the part of it that this rank has."""
     group: int
     shard_offset: int
     """Where the run begins in this rank's shard of the group."""
@@ -62,15 +73,27 @@ class Fragment:
     """Adam's second moment."""
 
     @property
+    def name(self) -> str:
+        """The parameter's."""
+        return self.place.name
+
+    @property
     def stop(self) -> int:
         """One past the last element."""
         return self.start + self.master.numel()
 
+    @property
+    def num_stored(self) -> int:
+        """Elements of the run that are not padding of a last, shorter part."""
+        cut, shape = self.place.cut, self.place.shape
+        real = self.place.numel if cut is None else self.place.numel // shape[cut.dim] * (cut.stop - cut.start)
+        return max(0, min(self.stop, real) - self.start)
 
-def pack(parameters: list[tuple[str, tuple[int, ...]]], dp_size: int) -> FlatGroup:
+
+def pack(parameters: list[tuple[str, tuple[int, ...], Cut | None]], dp_size: int) -> FlatGroup:
     """Lay parameters one after the other and cut the vector into ``dp_size`` equal shards."""
     placements, offset = [], 0
-    for name, shape in parameters:
-        placements.append(Placement(name, shape, offset))
+    for name, shape, cut in parameters:
+        placements.append(Placement(name, shape, offset, cut))
         offset += math.prod(shape)
     return FlatGroup(tuple(placements), -(-offset // dp_size))

@@ -6,11 +6,13 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from model.linear import cut_of
 from pretrain.environment import Processes
 from pretrain.parallel.fragments import FlatGroup, Fragment, Placement, pack
 from pretrain.parallel.groups import ProcessGroups
@@ -61,6 +63,25 @@ def leave_processes() -> None:
     torch.distributed.destroy_process_group()
 
 
+class _ModelParallelUnit:
+    """The groups as DeepSpeed asks for them."""
+
+    def __init__(self, groups: ProcessGroups) -> None:
+        answers = {
+            "data_parallel": (groups.dp_group, groups.dp_rank, groups.dp_size),
+            "tensor_model_parallel": (groups.tp_group, groups.tp_rank, groups.tp_size),
+            "model_parallel": (groups.tp_group, groups.tp_rank, groups.tp_size),
+        }
+        for kind, (group, rank, size) in answers.items():
+            setattr(self, f"get_{kind}_group", partial(_identity, group))
+            setattr(self, f"get_{kind}_rank", partial(_identity, rank))
+            setattr(self, f"get_{kind}_world_size", partial(_identity, size))
+
+
+def _identity(answer: Any) -> Any:
+    return answer
+
+
 class StudentEngine:
     """The student under DeepSpeed: forward, backward, step, and this rank's fp32 fragments.
 
@@ -86,6 +107,8 @@ class StudentEngine:
             groups: the data-parallel ranks.
             autocast: precision of the arithmetic where the weights stay fp32 (bf16 at stage 0), or None.
         """
+        for weight in student.parameters():  # DeepSpeed's norm counts whole parameters once, of cut ones all parts
+            weight.tensor_model_parallel = cut_of(weight) is not None  # type: ignore[attr-defined]
         self._names: dict[Tensor, str] = {parameter: name for name, parameter in student.named_parameters()}
         self._autocast = autocast
         self._device = next(student.parameters()).device
@@ -93,7 +116,11 @@ class StudentEngine:
             import deepspeed
 
             self._engine, *_ = deepspeed.initialize(
-                model=student, optimizer=optimizer, config=config, dist_init_required=False
+                model=student,
+                optimizer=optimizer,
+                config=config,
+                dist_init_required=False,
+                mpu=_ModelParallelUnit(groups) if groups.tp_size > 1 else None,
             )
         self._stage = int(config["zero_optimization"]["stage"])
         self._adam = optimizer
@@ -162,22 +189,23 @@ class StudentEngine:
         flat, fragments = [], []
         for number, group in enumerate(self._adam.param_groups):
             parameters = {self._names[p]: p for p in group["params"]}
-            packed = pack([(name, tuple(p.shape)) for name, p in parameters.items()], groups.dp_size)
+            packed = pack([(name, tuple(p.shape), cut_of(p)) for name, p in parameters.items()], groups.dp_size)
             flat.append(packed)
             for place, start, stop, shard_offset in packed.owned(groups.dp_rank):
                 parameter = parameters[place.name]
                 views = [t.view(-1)[start:stop] for t in self._state(parameter)]
-                fragments.append(Fragment(place.name, start, number, shard_offset, *views))
+                fragments.append(Fragment(place, start, number, shard_offset, *views))
         return flat, fragments
 
     def whole_fragments(self) -> list[Fragment]:
         """All that has to be written when a run is resumed: at stage 0 every parameter, else ``fragments``."""
         if self._stage > 0:
             return self.fragments
+        weights = {name: parameter for parameter, name in self._names.items()}
         return [
-            Fragment(self._names[p], 0, number, -1, *(t.view(-1) for t in self._state(p)))
-            for number, group in enumerate(self._adam.param_groups)
-            for p in group["params"]
+            Fragment(place, 0, number, -1, *(t.view(-1) for t in self._state(weights[place.name])))
+            for number, group in enumerate(self.groups)
+            for place in group.placements
         ]
 
     def _partitioned(self, groups: ProcessGroups) -> tuple[list[FlatGroup], list[Fragment]]:
@@ -186,7 +214,12 @@ class StudentEngine:
         weights, members, partitions = self._handles()
         for number, (whole, parameters, partition) in enumerate(zip(weights, members, partitions, strict=True)):
             placements = tuple(
-                Placement(self._names[p], tuple(p.shape), int(p.data.storage_offset() - whole.storage_offset()))
+                Placement(
+                    self._names[p],
+                    tuple(p.shape),
+                    int(p.data.storage_offset() - whole.storage_offset()),
+                    cut_of(p),
+                )
                 for p in parameters
             )
             layout = FlatGroup(placements, partition.numel())
@@ -194,7 +227,7 @@ class StudentEngine:
             for place, start, stop, shard_offset in layout.owned(groups.dp_rank):
                 end = shard_offset + stop - start
                 views = [t[shard_offset:end] for t in self._state(partition)]
-                fragments.append(Fragment(place.name, start, number, shard_offset, *views))
+                fragments.append(Fragment(place, start, number, shard_offset, *views))
         return flat, fragments
 
     def _handles(self) -> tuple[list[Tensor], list[list[Tensor]], list[Tensor]]:
