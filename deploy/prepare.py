@@ -41,6 +41,8 @@ def main(argv: list[str]) -> int:
         arguments.part = read_part(arguments.part)
     if "source" in arguments and not arguments.source.exists():
         raise DataError(f"{arguments.source}: does not exist")
+    if "tokens_per_sample" in arguments and arguments.tokens_per_sample < 2:
+        raise DataError(f"--tokens-per-sample: must be at least 2 (<s> is one), got {arguments.tokens_per_sample}")
     kinds[arguments.kind](arguments)
     return 0
 
@@ -75,12 +77,14 @@ def _text(arguments: argparse.Namespace) -> None:
     from data_pipelines.prepare.corpus import find_text_files, measure_sizes
     from data_pipelines.prepare.documents import DocumentRules
     from data_pipelines.prepare.text import Corpus, plan_text
+    from data_pipelines.tokenizers.load import load_tokenizer
 
     rules = DocumentRules(
         boundary=_BOUNDARIES[arguments.documents],
         field=arguments.text_field,
         max_document_bytes=arguments.max_document_mb * _MIB,
     )
+    given = None if arguments.tokenizer is None else load_tokenizer(arguments.tokenizer)
     files = find_text_files(arguments.source)
     with Progress("measure text", sum(file.size for file in files), "B") as progress:
         files = measure_sizes(files, num_workers=arguments.workers, report=progress)
@@ -88,25 +92,22 @@ def _text(arguments: argparse.Namespace) -> None:
     plan = plan_text(
         corpus,
         arguments.out,
-        tokenizer=_tokenizer(corpus, arguments),
+        tokenizer=given or _trained_tokenizer(corpus, arguments.out, arguments.vocab_size),
         tokens_per_sample=arguments.tokens_per_sample,
         piece_size_bytes=arguments.shard_size_mb * _MIB,
     )
     _write(plan, arguments.out, arguments, arguments.part)
 
 
-def _tokenizer(corpus: "Corpus", arguments: argparse.Namespace) -> "Tokenizer":
-    """The given one; or that of an interrupted call; or a new one, trained on the corpus."""
+def _trained_tokenizer(corpus: "Corpus", out: Path, vocab_size: int) -> "Tokenizer":
+    """That of an interrupted call or another part, or a new one."""
     from data_pipelines.prepare.text import stored_tokenizer, train_tokenizer
-    from data_pipelines.tokenizers.load import load_tokenizer
 
-    if arguments.tokenizer is not None:
-        return load_tokenizer(arguments.tokenizer)
-    if (stored := stored_tokenizer(arguments.out, arguments.vocab_size)) is not None:
+    if (stored := stored_tokenizer(out, vocab_size)) is not None:
         return stored
     size = readable_bytes(min(corpus.size_bytes, _TRAINING_BYTES))
-    print(f"training a vocabulary of {arguments.vocab_size:,} tokens on {size} of text", file=sys.stderr, flush=True)
-    return train_tokenizer(corpus, arguments.vocab_size, _TRAINING_BYTES)
+    print(f"training a vocabulary of {vocab_size:,} tokens on {size} of text", file=sys.stderr, flush=True)
+    return train_tokenizer(corpus, vocab_size, _TRAINING_BYTES)
 
 
 def _digits(arguments: argparse.Namespace) -> None:
