@@ -2,20 +2,18 @@
 
 import hashlib
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from data_pipelines.errors import DataError
 from data_pipelines.jobs import Advance
+from data_pipelines.prepare.cutting import check_source, cut, read_part, unique_keys
 from data_pipelines.prepare.folder import Plan, Rejected
 from data_pipelines.shards.tar import regular_members
 from data_pipelines.shards.writer import Stored
 from data_pipelines.transforms.image import check_image
 
-_MAX_FILE_BYTES = 256 << 20
-_TAR_OVERHEAD_BYTES = 1024  # header and padding of a member, about
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
@@ -57,10 +55,7 @@ def plan_images(source: Path, out: Path, *, shard_size_bytes: int, max_samples_p
     Raises:
         DataError: if the source cannot be used.
     """
-    if not source.exists():
-        raise DataError(f"{source}: does not exist")
-    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
-        raise DataError(f"{out}: lies inside the source {source}; choose a folder outside of it")
+    check_source(source, out)
     try:
         found = _find(source)
     except OSError as error:
@@ -76,7 +71,12 @@ def plan_images(source: Path, out: Path, *, shard_size_bytes: int, max_samples_p
         made_from=f"{source} ({options})",
         fingerprint=digest.hexdigest(),
         classes=classes,
-        shards=_cut(candidates, shard_size_bytes, max_samples_per_shard),
+        shards=cut(
+            candidates,
+            [one.size for one in candidates],
+            shard_size_bytes=shard_size_bytes,
+            max_samples_per_shard=max_samples_per_shard,
+        ),
         make=lambda some, advance: _samples(some, max_pixels, advance),
         unit="files",
     )
@@ -124,38 +124,11 @@ def _in_tars(tars: Sequence[Path]) -> list[Found]:
 def _candidates(found: list[Found], classes: list[str]) -> list[Candidate]:
     """Give every file a label and a key of its own."""
     labels = {name: label for label, name in enumerate(classes)}
-    taken: set[str] = set()
     candidates = []
-    for one in found:
-        plain = key = "/".join(_key_part(part) for part in (*one.parts[:-1], one.parts[-1].partition(".")[0]))
-        number = 1
-        while key in taken:
-            number += 1
-            key = f"{plain}-{number}"
-        taken.add(key)
+    for key, one in zip(unique_keys(one.parts for one in found), found, strict=True):
         label = labels[one.class_name] if one.class_name is not None else -1
         candidates.append(Candidate(key, label, one.name, one.file, one.offset, one.size))
     return candidates
-
-
-def _key_part(part: str) -> str:
-    """A name without dots (webdataset cuts keys there), and not one that looks like webdataset's __metadata__."""
-    return re.sub(r"[^\w-]+", "_", part).strip("_") or "x"
-
-
-def _cut(candidates: list[Candidate], shard_size_bytes: int, max_samples: int) -> list[Sequence[Candidate]]:
-    """Shards by source size, so that which sample goes where is known before anything is decoded."""
-    shards: list[Sequence[Candidate]] = []
-    start = size = 0
-    for number, one in enumerate(candidates):
-        cost = one.size + 2 * _TAR_OVERHEAD_BYTES  # the image and its label
-        if number > start and (size + cost > shard_size_bytes or number - start == max_samples):
-            shards.append(candidates[start:number])
-            start, size = number, 0
-        size += cost
-    if start < len(candidates):
-        shards.append(candidates[start:])
-    return shards
 
 
 def _samples(some: Sequence[Candidate], max_pixels: int, advance: Advance) -> Iterator[Stored | Rejected]:
@@ -165,17 +138,8 @@ def _samples(some: Sequence[Candidate], max_pixels: int, advance: Advance) -> It
 
 
 def _sample(one: Candidate, max_pixels: int) -> Stored | Rejected:
-    if one.size > _MAX_FILE_BYTES:
-        return Rejected(one.name, f"{one.size:,} bytes are more than the cap of {_MAX_FILE_BYTES:,}")
     try:
-        with open(one.file, "rb") as stream:
-            stream.seek(one.offset)
-            data = stream.read(one.size)
-    except OSError as error:
-        return Rejected(one.name, f"cannot be read: {error.strerror}")
-    if len(data) != one.size:
-        return Rejected(one.name, "became shorter while it was read")
-    try:
+        data = read_part(one.file, one.offset, one.size)
         members = {check_image(data, max_pixels): data}
     except DataError as error:
         return Rejected(one.name, str(error))
