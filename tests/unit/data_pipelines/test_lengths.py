@@ -73,12 +73,12 @@ def test_equally_long_recordings_meet_in_all_combinations() -> None:
     plan = LengthPlan(np.full(6, 100), min_length=1, max_length=100, batch_length=300, seed=1)
     assert plan.num_batches == 2
     together = np.zeros((6, 6))
-    num_epochs = 1_000
+    num_epochs = 500
     for position in range(2 * num_epochs):
         samples = plan.batch_at(position).samples
         together[np.ix_(samples, samples)] += 1
     pairs = together[~np.eye(6, dtype=bool)] / num_epochs
-    assert np.abs(pairs - 0.4).max() < 0.07  # 4.5 standard deviations
+    assert np.abs(pairs - 0.4).max() < 0.1  # 4.5 standard deviations
 
 
 def test_batches_come_in_an_order_of_their_own() -> None:
