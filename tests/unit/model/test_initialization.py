@@ -1,28 +1,37 @@
 """Initial weights: the reference's statistics, tensor by tensor; nothing left undrawn; one seed, one model."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from deploy.export.fairseq import fairseq_name
+from model.config import ModelConfig
 from model.data2vec import Data2Vec
 from model.initialization import initialize
 from pretrain.recipes.registry import recipe
 from tests.golden.tables import init_stats
 
+MODALITIES = ("image", "audio", "text")
 
-@pytest.fixture(scope="module")
-def base() -> Data2Vec:
-    model = Data2Vec(recipe("image-base").model)
+
+def undrawn(config: ModelConfig) -> Data2Vec:
+    """A model whose every parameter is nan."""
+    model = Data2Vec(config)
     for parameter in model.parameters():
         torch.nn.init.constant_(parameter, float("nan"))
-    initialize(model, seed=1)
     return model
 
 
-def test_statistics_equal_the_references(base: Data2Vec) -> None:
-    expected = init_stats()
-    for name, value in base.state_dict().items():
-        stats, numel = expected[fairseq_name(name)], value.numel()
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_statistics_equal_the_references(modality: str) -> None:
+    base = undrawn(recipe(f"{modality}-base").model)
+    initialize(base, seed=1)
+    expected = init_stats()[f"base_{'images' if modality == 'image' else modality}_only_task"]
+    weights = {fairseq_name(name): value for name, value in base.state_dict().items()}
+    assert weights.keys() == expected.keys()
+    for name, value in weights.items():
+        stats, numel = expected[name], value.numel()
         error = 5 / numel**0.5  # five sigma of a mean or deviation over numel draws
         scale = max(stats["std"], 1e-12)
         assert value.mean().item() == pytest.approx(stats["mean"], abs=2 * error * scale + 1e-9), name
@@ -32,9 +41,34 @@ def test_statistics_equal_the_references(base: Data2Vec) -> None:
         assert value.abs().max().item() >= 0.6 * bound, name
 
 
-def test_seed_decides_everything() -> None:
-    config = recipe("image-tiny").model
-    models = [Data2Vec(config) for _ in range(3)]
+def test_padding_has_no_embedding() -> None:
+    model = undrawn(recipe("text-tiny").model)
+    initialize(model, 0)
+    local = model.frontends["text"].local
+    for table in (local.tokens, local.positions):
+        assert table.weight[1].abs().max() == 0
+        assert table.weight[2:].abs().min() > 0
+
+
+def test_every_linear_of_a_longer_projection_is_reset_but_those_of_text() -> None:
+    """The reference resets all linears of the decoders of images and audio (``DecoderBase.reset_parameters``)."""
+    for modality, is_reset in (("audio", True), ("text", False)):
+        config = recipe(f"{modality}-tiny").model
+        side = config.modalities[modality]
+        decoder = dataclasses.replace(side.decoder, projection_layers=2)
+        config = dataclasses.replace(config, **{modality: dataclasses.replace(side, decoder=decoder)})
+        model = undrawn(config)
+        initialize(model, 0)
+        for number in (0, 2):
+            linear = model.decoders[modality].projection[number]
+            bound = linear.in_features**-0.5
+            assert (linear.bias.abs().max() > 0) == is_reset
+            assert (0.9 * bound < linear.weight.abs().max() <= bound) == is_reset
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_seed_decides_everything(modality: str) -> None:
+    models = [undrawn(recipe(f"{modality}-tiny").model) for _ in range(3)]
     for model, seed in zip(models, (0, 0, 1), strict=True):
         torch.manual_seed(seed * 7 + 5)  # the global generator must not matter
         initialize(model, seed)

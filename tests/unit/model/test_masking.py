@@ -1,10 +1,11 @@
-"""Block masks against the reference: bit for bit at a fixed seed, and in distribution."""
+"""Block masks of images against the reference: bit for bit at a fixed seed, and in distribution; indices of views."""
 
 import numpy as np
 import pytest
 import torch
 
 from model.masking import block_masks_2d, split_views
+from model.sections import MaskConfig
 from pretrain.recipes.registry import recipe
 from tests.golden.tables import mask_stats, masks_seeded
 
@@ -49,8 +50,6 @@ def test_distribution_equals_the_references(key: str) -> None:
 
 
 def test_not_inverse_masks_remove_blocks() -> None:
-    from model.config import MaskConfig
-
     config = MaskConfig(prob=0.6, adjust=0.1, length=4, inverse=False)
     masks = block_masks_2d(50, 10, config, torch.Generator().manual_seed(0))
     assert masks.sum(dim=1).unique().tolist() == [60]

@@ -1,11 +1,12 @@
-"""Position table and slopes against the formulas, cell by cell; the committed golden only loads a table."""
+"""Position tables, slopes and distances against formulas and the reference; the committed goldens only load a table."""
 
 import math
 
 import pytest
 import torch
 
-from model.positions import alibi_2d, alibi_slopes, sincos_2d
+from model.positions import alibi_slopes, distances_1d, distances_2d, sincos_2d
+from tests.golden.tables import masks_seeded
 
 
 def test_first_half_encodes_the_column_second_the_row() -> None:
@@ -32,7 +33,20 @@ def test_slopes(num_heads: int, exponents: list[float]) -> None:
     torch.testing.assert_close(alibi_slopes(num_heads), torch.tensor([2.0**-e for e in exponents]), rtol=1e-6, atol=0)
 
 
-def test_bias_is_slope_times_distance() -> None:
-    bias = alibi_2d(4, 3, "euclidean")
-    assert bias[1, 0, 5].item() == pytest.approx(-(2**-4) * math.sqrt(5))
-    assert alibi_2d(4, 3, "manhattan")[1, 0, 5].item() == pytest.approx(-(2**-4) * 3)
+def test_distances_are_those_of_the_kept_tokens() -> None:
+    kept = torch.tensor([[0, 5, 7], [2, 3, 8]])
+    assert distances_1d(kept).tolist()[1] == [[0, 1, 6], [1, 0, 5], [6, 5, 0]]
+    assert distances_2d(kept, 3, "euclidean")[0, 0, 1].item() == pytest.approx(math.sqrt(1 + 4))
+    assert distances_2d(kept, 3, "manhattan")[0, 0, 1].item() == 3
+
+
+@pytest.mark.parametrize("num_heads", [4, 12, 16])
+def test_bias_of_sequences_equals_the_references_table(num_heads: int) -> None:
+    bias = -alibi_slopes(num_heads).view(-1, 1, 1) * distances_1d(torch.arange(16).unsqueeze(0))
+    torch.testing.assert_close(bias, masks_seeded()[f"alibi1d_h{num_heads}_T16"], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(("distance", "name"), [("manhattan", "manhattan"), ("euclidean", "euclid")])
+def test_bias_of_grids_equals_the_references_table(distance: str, name: str) -> None:
+    bias = -alibi_slopes(4).view(-1, 1, 1) * distances_2d(torch.arange(16).unsqueeze(0), 4, distance)  # type: ignore[arg-type]
+    torch.testing.assert_close(bias, masks_seeded()[f"alibi2d_{name}_h4_4x4"], rtol=1e-6, atol=0)
