@@ -30,6 +30,22 @@ def initialized(config: ModelConfig) -> Data2Vec:
     return model
 
 
+def shaken(config: ModelConfig, seed: int = 1) -> Data2Vec:
+    """In fp64, and every parameter moved off its initial value, so that none is trivial."""
+    model, generator = initialized(config), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model.double()
+
+
+def another_teacher(config: ModelConfig) -> Data2Vec:
+    """A teacher in fp64 whose weights are not the student's."""
+    teacher, weights = Data2Vec(config, role="teacher").double(), shaken(config, seed=9).state_dict()
+    teacher.load_state_dict({name: weights[name] for name in teacher.state_dict()})
+    return teacher
+
+
 @dataclasses.dataclass(frozen=True)
 class Inputs:
     """One batch of B samples."""
@@ -45,6 +61,11 @@ class Inputs:
     @property
     def views(self) -> Views:
         return split_views(self.masks, self.masks.shape[2] - self.noise.shape[2])
+
+    def double(self) -> "Inputs":
+        """In fp64, what is not token numbers."""
+        source = self.source.double() if self.source.is_floating_point() else self.source
+        return dataclasses.replace(self, source=source, noise=self.noise.double())
 
     def part(self, samples: slice) -> "Inputs":
         """Some of the samples."""
