@@ -151,7 +151,7 @@ def _audio(side: dict[str, Any], common: dict[str, Any], path: str) -> AudioConf
 def _text(side: dict[str, Any], common: dict[str, Any], path: str, vocab_size: int | None) -> TextConfig:
     _refuse(side, _TEXT_ONLY, path)
     if vocab_size is None:
-        raise ConfigError(f"{path}: the size of the vocabulary is needed (rows of embed_tokens)")
+        raise ConfigError(f"{path[:-1]}: the size of the vocabulary is needed (rows of embed_tokens)")
     return TextConfig(
         vocab_size=vocab_size,
         max_positions=side["max_source_positions"],

@@ -1,115 +1,74 @@
-"""fairseq's configurations: every option arrives, and what our model lacks is refused by name."""
-
-import copy
-import json
-from pathlib import Path
-from typing import Any
+"""Names and layouts of fairseq's tensors, over every tensor of the released configurations."""
 
 import pytest
+import torch
 
-from deploy.export.fairseq import model_config_from_fairseq
-from model.config import AlibiConfig, ConfigError, DecoderConfig, LossConfig, TargetConfig
+from deploy.export.fairseq import fairseq_name, from_fairseq, our_name, our_teacher_name, to_fairseq
+from model.errors import ConfigError
+from tests.golden.tables import state_dict_shapes
 
-MINI = Path(__file__).parents[3] / "golden" / "image" / "mini.json"
-IMAGE = "modalities.image."
-
-
-def fairseq_config(**changes: Any) -> dict[str, Any]:
-    """The committed case's model section, changed at dotted paths."""
-    config: dict[str, Any] = copy.deepcopy(json.loads(MINI.read_text(encoding="utf-8"))["config_resolved"]["model"])
-    for path, value in changes.items():
-        section = config
-        *folders, option = path.split(".")
-        for folder in folders:
-            section = section[folder]
-        section[option] = value
-    return config
+AUDIO, TEXT = "modality_encoders.AUDIO", "modality_encoders.TEXT"
 
 
-def test_options_arrive() -> None:
-    changes = {
-        "average_top_k_layers": 1,
-        "end_of_block_targets": True,
-        "batch_norm_target_layer": True,
-        "instance_norm_target_layer": False,
-        "layer_norm_target_layer": True,
-        "layer_norm_targets": False,
-        "instance_norm_targets": True,
-        "loss_beta": 0.5,
-        "loss_scale": 2.0,
-        "d2v_loss": 0.7,
-        "cls_loss": 0.03,
-        IMAGE + "prenet_depth": 0,
-        IMAGE + "num_extra_tokens": 3,
-        IMAGE + "decoder.decoder_kernel": 4,
-        IMAGE + "decoder.decoder_residual": False,
-        IMAGE + "use_alibi_encoder": True,
-        IMAGE + "alibi_distance": "euclidean",
-        IMAGE + "alibi_scale": 0.3,
-        IMAGE + "learned_alibi_scale": True,
-        IMAGE + "learned_alibi_scale_per_head": True,
-        IMAGE + "learned_alibi_scale_per_layer": True,
-    }
-    config = model_config_from_fairseq(fairseq_config(**changes), cls_rows=4)
-    assert config.target == TargetConfig(
-        top_k=1,
-        end_of_block=True,
-        batch_norm_layer=True,
-        instance_norm_layer=False,
-        layer_norm_layer=True,
-        layer_norm=False,
-        instance_norm=True,
-    )
-    assert config.loss == LossConfig(beta=0.5, scale=2.0, regression_weight=0.7, cls_weight=0.03, cls_rows=4)
-    assert (config.image.prenet_depth, config.image.num_extra_tokens) == (0, 3)
-    assert config.image.decoder == DecoderConfig(dim=32, groups=16, kernel=4, num_layers=2, residual=False)
-    assert config.image.alibi == AlibiConfig(
-        distance="euclidean", scale=0.3, learned=True, per_head=True, per_layer=True
-    )
-
-
-@pytest.mark.parametrize("option", ["masked", "all"])
-def test_decoder_positions_arrive(option: str) -> None:
-    config = fairseq_config(**{f"{IMAGE}decoder.add_positions_{option}": True})
-    assert model_config_from_fairseq(config, cls_rows=4).image.decoder.add_positions == option
+@pytest.mark.parametrize("config", state_dict_shapes())
+def test_names_go_there_and_back(config: str) -> None:
+    theirs = list(state_dict_shapes()[config]["shapes"])
+    ours = [our_name(name) for name in theirs]
+    assert len(set(ours)) == len(theirs)
+    assert [fairseq_name(name) for name in ours] == theirs
 
 
 @pytest.mark.parametrize(
-    ("option", "value"),
+    ("theirs", "ours"),
     [
-        ("layer_norm_first", True),
-        ("norm_affine", False),
-        ("shared_decoder", {"decoder_dim": 8}),
-        ("encoder_dropout", 0.1),
-        ("layerdrop", 0.05),
-        ("ema_encoder_only", True),
-        (IMAGE + "ema_local_encoder", False),
-        (IMAGE + "learned_alibi", True),
-        (IMAGE + "transformer_decoder", True),
-        (IMAGE + "enc_dec_transformer", True),
-        (IMAGE + "prenet_dropout", 0.1),
-        (IMAGE + "local_grad_mult", 0.5),
-        (IMAGE + "embed_dim", 64),
-        (IMAGE + "decoder.input_dropout", 0.1),
-        (IMAGE + "decoder", None),
+        ("blocks.11.attn.proj.bias", "encoder.blocks.11.attention.output.bias"),
+        ("recon_proj.weight", "reconstruction.weight"),
+        (f"{AUDIO}.alibi_scale", "frontends.audio.alibi_scale"),
+        (f"{AUDIO}.local_encoder.conv_layers.6.2.1.bias", "frontends.audio.local.layers.6.norm.bias"),
+        (f"{AUDIO}.project_features.1.weight", "frontends.audio.local.norm.weight"),
+        (f"{AUDIO}.relative_positional_encoder.1.0.weight", "frontends.audio.positions.0.weight"),
+        (f"{AUDIO}.relative_positional_encoder.10.0.bias", "frontends.audio.positions.9.bias"),
+        (f"{AUDIO}.context_encoder.blocks.7.mlp.fc2.weight", "frontends.audio.blocks.7.mlp.down.weight"),
+        (f"{AUDIO}.decoder.proj.weight", "decoders.audio.projection.weight"),
+        (f"{TEXT}.decoder.proj.2.bias", "decoders.text.projection.2.bias"),
+        (f"{TEXT}.local_encoder.embed_positions.weight", "frontends.text.local.positions.weight"),
+        (f"{TEXT}.local_encoder.layernorm_embedding.bias", "frontends.text.local.norm.bias"),
+        (f"{TEXT}.context_encoder.norm.weight", "frontends.text.norm.weight"),
     ],
 )
-def test_unsupported_option_is_named_with_its_value(option: str, value: Any) -> None:
-    with pytest.raises(ConfigError) as error:
-        model_config_from_fairseq(fairseq_config(**{option: value}), cls_rows=4)
-    assert f"model.{option}: {value!r}" in str(error.value)
+def test_each_has_the_others_name(theirs: str, ours: str) -> None:
+    assert (our_name(theirs), fairseq_name(ours)) == (ours, theirs)
 
 
-@pytest.mark.parametrize(("option", "value"), [("alibi_distance", "chebyshev"), ("alibi_dims", 1)])
-def test_unsupported_alibi_is_named_only_if_it_is_on(option: str, value: Any) -> None:
-    model_config_from_fairseq(fairseq_config(**{IMAGE + option: value}), cls_rows=4)
-    config = fairseq_config(**{IMAGE + option: value, IMAGE + "use_alibi_encoder": True})
-    with pytest.raises(ConfigError, match=f"{option}: {value!r}"):
-        model_config_from_fairseq(config, cls_rows=4)
+def test_a_teacher_of_blocks_alone_names_them_from_their_list_on() -> None:
+    assert our_teacher_name("11.mlp.fc1.bias") == "encoder.blocks.11.mlp.up.bias"
+    assert our_teacher_name("blocks.3.norm2.weight") == "encoder.blocks.3.norm2.weight"
+    assert our_teacher_name(f"{AUDIO}.alibi_scale") == "frontends.audio.alibi_scale"
 
 
-def test_other_modalities_are_refused() -> None:
-    config = fairseq_config()
-    config["modalities"] = {"audio": {}}
-    with pytest.raises(ConfigError, match=r"model\.modalities\.image: missing"):
-        model_config_from_fairseq(config, cls_rows=4)
+def test_qkv_changes_layout_there_and_back() -> None:
+    heads, width = 4, 3
+    fairseq = torch.arange(3 * heads * width)  # row numbers: part (q, k, v), head, channel
+    ours = from_fairseq("blocks.0.attn.qkv.weight", fairseq, heads)
+    assert ours.view(heads, 3, width)[1].tolist() == [[3, 4, 5], [15, 16, 17], [27, 28, 29]]
+    assert torch.equal(to_fairseq("encoder.blocks.0.attention.qkv.bias", ours, heads), fairseq)
+    assert torch.equal(from_fairseq("blocks.0.attn.proj.weight", fairseq, heads), fairseq)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "shared_decoder.blocks.0.0.weight",
+        "blocks.0.attn.logit_scale",
+        f"{AUDIO}.relative_positional_encoder.0.1.1.0.weight",  # conv_pos_pre_ln
+        f"{TEXT}.alibi_bias",
+    ],
+)
+def test_unknown_tensor_is_named(name: str) -> None:
+    with pytest.raises(ConfigError, match=name.replace(".", r"\.")):
+        our_name(name)
+
+
+def test_our_unknown_tensor_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"'heads\.ctc\.weight' has no counterpart"):
+        fairseq_name("heads.ctc.weight")
