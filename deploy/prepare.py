@@ -105,8 +105,10 @@ def _trained_tokenizer(corpus: "Corpus", out: Path, vocab_size: int) -> "Tokeniz
 
     if (stored := stored_tokenizer(out, vocab_size)) is not None:
         return stored
-    size = readable_bytes(min(corpus.size_bytes, _TRAINING_BYTES))
-    print(f"training a vocabulary of {vocab_size:,} tokens on {size} of text", file=sys.stderr, flush=True)
+    size = min(corpus.size_bytes, _TRAINING_BYTES)
+    if size >= _MIB:  # about a second
+        text = f"training a vocabulary of {vocab_size:,} tokens on {readable_bytes(size)} of text"
+        print(text, file=sys.stderr, flush=True)
     return train_tokenizer(corpus, vocab_size, _TRAINING_BYTES)
 
 
