@@ -35,6 +35,16 @@ def load_tokenizer(path: Path) -> Tokenizer:
     )
 
 
+def stored_vocab_size(folder: Path) -> int | None:
+    """Tokens of the vocabulary that a folder of shards was written with; None if it holds no tokenizer.
+
+    Raises:
+        DataError: if the tokenizer is damaged.
+    """
+    names = (sentencepiece_model.FILE_NAME, *gpt2_bpe.FILE_NAMES)
+    return load_tokenizer(folder).vocab_size if any((folder / name).exists() for name in names) else None
+
+
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
