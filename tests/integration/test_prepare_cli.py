@@ -277,8 +277,8 @@ def test_preview_shows_crops_and_masks(tmp_path: Path, recipe: str) -> None:
         (["shards", "preview", "shards", "--recipe", "image-bose"], "did you mean image-base?"),
         (["shards", "preview", "shards", "--out", "/proc/sheet.png"], "/proc/sheet.png: cannot be written"),
         (["shards", "preview", "shards", "--modality", "text"], "--modality: image-base has no text, only image"),
-        (["shards", "preview", "shards", "--recipe", "audio-base"], "shards"),
-        (["shards", "preview", "shards", "--recipe", "text-base"], "shards"),
+        (["shards", "preview", "shards", "--recipe", "audio-base"], "shards: the longest of 0 recordings"),
+        (["shards", "preview", "shards", "--recipe", "text-base"], "has no text member (.npy), only .cls, .jpg"),
     ],
 )
 def test_bad_input_is_one_line(
