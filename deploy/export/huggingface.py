@@ -2,48 +2,44 @@
 
 OUT/
     config.json               Data2Vec2Config, with the auto_map that trust_remote_code follows
-    model.safetensors         our tensors under our names (modeling_data2vec2.py says what they are)
+    model.safetensors         our tensors under our names; of a model with a head those of the encoder as data2vec2.*
     modeling_data2vec2.py     the model, self-contained
-    preprocessor_config.json  resize, crop and normalise as in evaluation
+    preprocessor_config.json  of images and waveforms: what AutoImageProcessor and AutoFeatureExtractor read
+    tokenizer.json, ...       of text and of CTC heads, where the tokens are known
     README.md                 model card with the facts of the training
 """
 
-import json
-import shutil
+import gc
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import jinja2
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoModel
+from transformers import AutoConfig
 
-import deploy.export.registration  # noqa: F401  AutoModel below needs it
-from data_pipelines.config import ImageSourceConfig
-from data_pipelines.errors import DataError
-from data_pipelines.reader import Reader
-from data_pipelines.transforms.image import image_bytes, load_image
-from deploy.export import modeling_data2vec2
+import deploy.export.registration  # noqa: F401  AutoConfig below needs it
+from deploy.export.card import write_card
+from deploy.export.data2vec2.modeling import INPUTS, MODEL_CLASSES
+from deploy.export.encoder import chosen_modality, load_encoder, only
+from deploy.export.fairseq_origin import read_origin
 from deploy.export.folder import new_folder, refuse_occupied
-from deploy.export.modeling_data2vec2 import Data2Vec2Config
-from model.accounting import num_parameters
-from model.config import ModelConfig
+from deploy.export.heads import Head, logits, read_head
+from deploy.export.inputs import Inputs, example_inputs
+from deploy.export.processors import write_processors
+from deploy.export.standalone import FILE_NAME, modeling_source
+from deploy.export.transformers_config import transformers_config
 from model.data2vec import Data2Vec
 from pretrain.checkpoint.manifest import Manifest
 from pretrain.checkpoint.store import locate
 from pretrain.checkpoint.weights import read_run_config
-from pretrain.config import RunConfig, to_yaml
 from pretrain.errors import RunError
-from pretrain.evaluate.encoder import Source, trained_encoder
+from pretrain.evaluate.encoder import Source
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TOLERANCE = 1e-6
 """Largest difference to our model, in fp32 arithmetic. It is 0: both do the same operations on the same numbers; the
 allowance is for processors whose matrix products round by the alignment of memory."""
-NUM_COMPARED = 4
-"""Images that are put through both models."""
 
 
 class Parity(NamedTuple):
@@ -53,18 +49,49 @@ class Parity(NamedTuple):
     """Largest absolute difference of any output element; both compute in fp32 with the stored weights."""
     rounding: float
     """Largest absolute change of any output element from storing the weights in a smaller dtype; 0 for fp32."""
-    images: str
+    origin: str
     """What was put through both."""
 
     def __str__(self) -> str:
         rounding = f"; rounding the weights moves outputs by up to {self.rounding:.2g}" if self.rounding else ""
-        return f"largest difference to our model: {self.difference} on {self.images}{rounding}"
+        return f"largest difference to our model: {self.difference} on {self.origin}{rounding}"
 
 
-@torch.no_grad()
+class Result(NamedTuple):
+    """What an export came to."""
+
+    parity: Parity
+    missing: str | None
+    """What the folder lacks and why."""
+
+
+class Model(NamedTuple):
+    """Our own model: an encoder, and what stands on it."""
+
+    encoder: Data2Vec
+    head: Head | None
+    weights: dict[str, Tensor]
+    """Of the head."""
+
+    @torch.no_grad()
+    def outputs(self, inputs: Inputs) -> list[Tensor]:
+        """Features (B, extra + T, D); with a head its logits too."""
+        ((modality, side),) = self.encoder.config.modalities.items()
+        features = self.encoder.features(inputs.source, modality=modality, padding=inputs.padding)
+        if self.head is None:
+            return [features]
+        return [features, logits(self.head, self.weights, features, inputs.padding, side.num_extra_tokens)]
+
+
 def export(
-    checkpoint: Path, out: Path, *, source: Source = "student", dtype: Literal["fp32", "bf16"] = "fp32"
-) -> Parity:
+    checkpoint: Path,
+    out: Path,
+    *,
+    source: Source = "student",
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
+    modality: str | None = None,
+    tokenizer: Path | None = None,
+) -> Result:
     """Write ``out``; nothing appears there unless the reloaded export equals our model.
 
     Args:
@@ -72,128 +99,74 @@ def export(
         out: must not exist, or be an empty folder.
         source: whose weights.
         dtype: of the stored weights.
+        modality: which of a model of several.
+        tokenizer: of text; None looks into the folder of the data.
     Raises:
         RunError: if the checkpoint cannot be used, ``out`` is occupied, or the outputs differ.
     """
     refuse_occupied(out)
     checkpoint = locate(checkpoint)
     config = read_run_config(checkpoint)
-    if config.data.image is None or len(config.model.modalities) > 1:
-        raise RunError(
-            f"{checkpoint}: only image runs can be exported yet; this one has {', '.join(config.data.sources)}"
-        )
-    images, origin = _images(config)
-    encoder = trained_encoder(checkpoint, source)
-    exact = encoder.features(images, modality="image")
-    round_parameters(encoder, DTYPES[dtype])
-    ours = encoder.features(images, modality="image")
+    modality = chosen_modality(config.model, modality)
+    only_model = only(config.model, modality)
+    inputs = example_inputs(only_model, config.data)
+    head, weights = read_head(checkpoint) or (None, {})
+    model = Model(load_encoder(checkpoint, only_model, source), head, weights)
+    exact = model.outputs(inputs)
+    round_parameters(model, DTYPES[dtype])
+    ours = model.outputs(inputs)
     with new_folder(out) as folder:
-        write_model(encoder, DTYPES[dtype], folder)
-        write_preprocessor(config.data.image, folder)
-        rounding = (exact - ours).abs().max().item()
-        parity = Parity(difference(ours, folder, images), rounding, origin)
+        write_model(model, DTYPES[dtype], folder)
+        missing = write_processors(folder, config, modality, head, tokenizer)
+        del model
+        gc.collect()  # the reloaded model takes its place in memory
+        parity = Parity(difference(ours, folder, modality, inputs), _largest(exact, ours), inputs.origin)
         if not parity.difference <= TOLERANCE:
             raise RunError(f"{out}: not written: {parity}; at most {TOLERANCE} is right")
-        write_card(folder, config, Manifest.read(checkpoint).step, source, dtype, parity)
-    return parity
-
-
-def round_parameters(encoder: Data2Vec, dtype: torch.dtype) -> None:
-    """Give every parameter the value that it has when stored in ``dtype``; the model stays fp32."""
-    for parameter in encoder.parameters():
-        parameter.copy_(parameter.to(dtype))
-
-
-def write_model(encoder: Data2Vec, dtype: torch.dtype, folder: Path) -> None:
-    """Write config.json, model.safetensors (parameters in ``dtype``, tables in fp32) and the modeling file."""
-    transformers_config(encoder.config, dtype).save_pretrained(folder)
-    stored = {name: parameter.detach().to(dtype) for name, parameter in encoder.named_parameters()}
-    save_file(encoder.state_dict() | stored, folder / "model.safetensors", metadata={"format": "pt"})
-    shutil.copyfile(modeling_data2vec2.__file__, folder / "modeling_data2vec2.py")
-
-
-def transformers_config(config: ModelConfig, dtype: torch.dtype) -> Data2Vec2Config:
-    """Our configuration in transformers' words."""
-    image, encoder = config.image, config.encoder
-    assert image is not None
-    alibi = None
-    if image.alibi is not None:
-        alibi = {name: getattr(image.alibi, name) for name in ("distance", "per_head", "per_layer")}
-    return Data2Vec2Config(
-        modality="image",
-        hidden_size=encoder.dim,
-        num_hidden_layers=image.prenet_depth + encoder.depth,
-        num_prenet_layers=image.prenet_depth,
-        num_attention_heads=encoder.num_heads,
-        intermediate_size=int(encoder.dim * encoder.mlp_ratio),
-        layer_norm_eps=encoder.norm_eps,
-        initializer_range=encoder.init_std,
-        num_extra_tokens=image.num_extra_tokens,
-        alibi=alibi,
-        image_size=image.image_size,
-        patch_size=image.patch_size,
-        num_channels=image.in_channels,
-        architectures=["Data2Vec2Model"],
-        auto_map={
-            "AutoConfig": "modeling_data2vec2.Data2Vec2Config",
-            "AutoModel": "modeling_data2vec2.Data2Vec2Model",
-        },
-        dtype=dtype,
-    )
-
-
-def write_preprocessor(config: ImageSourceConfig, folder: Path) -> None:
-    """Write preprocessor_config.json: the evaluation transform as transformers' Bit processor does it."""
-    content = {
-        "image_processor_type": "BitImageProcessor",
-        "do_resize": True,
-        "size": {"shortest_edge": config.size},
-        "resample": 3,  # bicubic
-        "do_center_crop": True,
-        "crop_size": {"height": config.size, "width": config.size},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(config.mean),
-        "image_std": list(config.std),
-        "do_convert_rgb": config.channels == 3,
-    }
-    (folder / "preprocessor_config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        step, origin = Manifest.read(checkpoint).step, read_origin(checkpoint)
+        imported = origin.name if origin else None
+        write_card(folder, config, modality, head, step, source, dtype, f"{parity}", imported)
+    return Result(parity, missing)
 
 
 @torch.no_grad()
-def difference(ours: Tensor, folder: Path, images: Tensor) -> float:
-    """Reload an export through AutoModel, in fp32, and compare its output on ``images`` with our model's."""
-    reloaded = AutoModel.from_pretrained(folder, dtype=torch.float32)
-    return (ours - reloaded(images).last_hidden_state).abs().max().item()
+def round_parameters(model: Model, dtype: torch.dtype) -> None:
+    """Give every parameter the value that it has when stored in ``dtype``; the model stays fp32."""
+    for parameter in [*model.encoder.parameters(), *model.weights.values()]:
+        parameter.copy_(parameter.to(dtype))
 
 
-def _images(config: RunConfig) -> tuple[Tensor, str]:
-    """A few of the run's own images if its data is at hand, else noise; and which of the two."""
-    source, image = config.data.image, config.model.image
-    assert source is not None and image is not None
-    try:
-        path = config.data.path_of("image")
-        reader = Reader(path)
-        samples = [reader.read(number) for number in range(min(NUM_COMPARED, len(reader)))]
-        arrays = [load_image(image_bytes(sample.members), source) for sample in samples]
-        return torch.from_numpy(np.stack(arrays)), f"{len(samples)} images of {path}"
-    except DataError:
-        shape = (NUM_COMPARED, image.in_channels, image.image_size, image.image_size)
-        return torch.randn(shape, generator=torch.Generator().manual_seed(0)), f"{NUM_COMPARED} random images"
+def write_model(model: Model, dtype: torch.dtype, folder: Path) -> None:
+    """Write config.json, model.safetensors (parameters in ``dtype``, tables in fp32) and the modeling file.
+
+    The encoder's parameters become ``dtype`` and fp32 again on the way, so that there is no second copy of them.
+    """
+    prefix = "data2vec2." if model.head else ""
+    for parameter in model.encoder.parameters():
+        parameter.data = parameter.data.to(dtype)
+    tensors = {prefix + name: tensor for name, tensor in model.encoder.state_dict().items()}
+    tensors |= {name: weight.to(dtype) for name, weight in model.weights.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    for parameter in model.encoder.parameters():
+        parameter.data = parameter.data.float()
+    described = transformers_config(model.encoder.config, dtype, model.head, has_norm="norm.weight" in model.weights)
+    described.save_pretrained(folder)
+    (folder / FILE_NAME).write_text(modeling_source(), encoding="utf-8")
 
 
-def write_card(folder: Path, config: RunConfig, step: int, source: str, dtype: str, parity: Parity) -> None:
-    """Write README.md: what the encoder is, how to load it, how it was trained."""
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("deploy"), undefined=jinja2.StrictUndefined)
-    card = environment.get_template("model_card.md").render(
-        config=config,
-        config_yaml=to_yaml(config),
-        step=step,
-        num_samples=step * config.training.global_batch_size,
-        source=source,
-        dtype=dtype,
-        parity=parity,
-        num_parameters=num_parameters(config.model, with_decoders=False),
-    )
-    (folder / "README.md").write_text(card, encoding="utf-8")
+@torch.no_grad()
+def difference(ours: list[Tensor], folder: Path, modality: str, inputs: Inputs) -> float:
+    """Reload an export, in fp32, and compare what it gives with our model's outputs."""
+    config = AutoConfig.from_pretrained(folder)
+    kinds = {kind.__name__: kind for kind in MODEL_CLASSES.values()}
+    reloaded = kinds[config.architectures[0]].from_pretrained(folder, dtype=torch.float32)
+    given = {INPUTS[modality]: inputs.source}
+    if inputs.attention_mask is not None:
+        given["attention_mask"] = inputs.attention_mask
+    output = reloaded(**given, output_hidden_states=True)
+    theirs = [output.hidden_states[-1]] + ([output.logits] if "logits" in output else [])
+    return _largest(ours, theirs)
+
+
+def _largest(ours: list[Tensor], theirs: list[Tensor]) -> float:
+    return max((one - other).abs().max().item() for one, other in zip(ours, theirs, strict=True))

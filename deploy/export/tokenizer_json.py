@@ -1,0 +1,112 @@
+"""``tokenizer.json`` of the tokenizers library, by which transformers tokenizes text as ``Tokenizer`` does.
+
+Around a text it puts <s> and </s>, between two texts </s></s>, as fairseq does for GLUE.
+"""
+
+import base64
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.tokenizers import gpt2_bpe, sentencepiece_model
+from data_pipelines.tokenizers.base import END, SPECIALS, START, UNKNOWN, Tokenizer
+
+_UNIGRAM = 1
+
+
+def tokenizer_json(tokenizer: Tokenizer, folder: Path) -> dict[str, Any] | str:
+    """The content of tokenizer.json, or why there can be none.
+
+    Args:
+        tokenizer: whose files lie in ``folder``.
+        folder: where its files are.
+    """
+    pieces = [tokenizer.piece(number) for number in range(tokenizer.vocab_size)]
+    if sentencepiece_model.FILE_NAME in tokenizer.files:
+        parts = _unigram(pieces, folder / sentencepiece_model.FILE_NAME)
+    else:
+        parts = _byte_level_bpe(pieces, tokenizer.files[gpt2_bpe.MERGES].decode("utf-8"))
+    if isinstance(parts, str):
+        return parts
+    marked = [number for number, piece in enumerate(pieces) if piece in (*SPECIALS, gpt2_bpe.MASK)]
+    added = [_added_token(number, pieces[number]) for number in marked]
+    return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added} | parts | _template()
+
+
+def _added_token(number: int, content: str) -> dict[str, Any]:
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return {"id": number, "content": content} | flags
+
+
+def _template() -> dict[str, Any]:
+    def special(name: str, kind: int = 0) -> dict[str, Any]:
+        return {"SpecialToken": {"id": name, "type_id": kind}}
+
+    def text(name: str) -> dict[str, Any]:
+        return {"Sequence": {"id": name, "type_id": 0}}
+
+    start, end = SPECIALS[START], SPECIALS[END]
+    single = [special(start), text("A"), special(end)]
+    tokens = {name: {"id": name, "ids": [SPECIALS.index(name)], "tokens": [name]} for name in (start, end)}
+    pair = [*single, special(end), text("B"), special(end)]
+    return {"post_processor": {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": tokens}}
+
+
+def _byte_level_bpe(pieces: list[str], merges: str) -> dict[str, Any] | str:
+    """GPT-2's pairs over fairseq's numbers."""
+    pairs = [line.split() for line in merges.removesuffix("\n").split("\n")[1:]]
+    numbers = {piece: number for number, piece in enumerate(pieces)}
+    missing = sum("".join(pair) not in numbers for pair in pairs)
+    if missing:
+        return f"{gpt2_bpe.DICTIONARY} lacks {missing:,} of GPT-2's tokens"
+    bytes_to_pieces = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    return {
+        "normalizer": None,
+        "pre_tokenizer": bytes_to_pieces,
+        "decoder": bytes_to_pieces,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": SPECIALS[UNKNOWN],
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "vocab": numbers,
+            "merges": pairs,
+        },
+    }
+
+
+def _unigram(pieces: list[str], path: Path) -> dict[str, Any] | str:
+    """A sentencepiece model; its scores are read by transformers."""
+    from transformers.convert_slow_tokenizer import SentencePieceExtractor
+
+    proto = SentencePieceExtractor(str(path)).proto
+    rules, trainer = proto.normalizer_spec, proto.trainer_spec
+    if trainer.model_type != _UNIGRAM:
+        return "only unigram models of sentencepiece can be written as one"
+    steps: list[dict[str, Any]] = []
+    if rules.precompiled_charsmap:
+        charsmap = base64.b64encode(rules.precompiled_charsmap).decode("ascii")
+        steps.append({"type": "Precompiled", "precompiled_charsmap": charsmap})
+    if rules.remove_extra_whitespaces:
+        steps.append({"type": "Strip", "strip_left": True, "strip_right": True})
+        steps.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
+    if rules.add_dummy_prefix:
+        steps.append({"type": "Prepend", "prepend": " "})
+    steps.append({"type": "Replace", "pattern": {"String": " "}, "content": "▁"})
+    undo = [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}]
+    if rules.add_dummy_prefix:
+        undo.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    scores = [piece.score for piece in proto.pieces]
+    return {
+        "normalizer": {"type": "Sequence", "normalizers": steps},
+        "pre_tokenizer": None,
+        "decoder": {"type": "Sequence", "decoders": undo},
+        "model": {
+            "type": "Unigram",
+            "unk_id": UNKNOWN,
+            "vocab": list(zip(pieces, scores, strict=True)),
+            "byte_fallback": trainer.byte_fallback,
+        },
+    }
