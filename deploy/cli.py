@@ -11,6 +11,7 @@ COMMANDS = {
     "train": ("pretrain.train", "pretrain a recipe; under deepspeed, torchrun or srun on many processes"),
     "eval": ("deploy.evaluate", "k nearest neighbours or linear probe on frozen features"),
     "export": ("deploy.export.command", "convert a checkpoint for inference"),
+    "import": ("deploy.export.import_command", "turn a checkpoint of fairseq into one of ours"),
     "report": ("deploy.report", "one HTML page about a run"),
 }
 

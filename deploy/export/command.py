@@ -1,4 +1,4 @@
-"""``d2v export hf``: a checkpoint's encoder in the formats of other libraries."""
+"""``d2v export``: a checkpoint's encoder in the formats of other libraries."""
 
 import argparse
 from pathlib import Path
@@ -6,20 +6,54 @@ from pathlib import Path
 
 def main(argv: list[str]) -> int:
     """Export, and print how far the result is from our own model; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="d2v export", description="Convert a checkpoint's encoder for inference.")
+    parser = argparse.ArgumentParser(prog="d2v export", description="Convert a checkpoint for inference.")
     formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT")
+    for add in (_add_hf, _add_fairseq):
+        add(formats)
+    arguments = parser.parse_args(argv)
+    run = {"hf": _hf, "fairseq": _fairseq}[arguments.format]
+    print(f"export: {arguments.out} ({run(arguments)})")
+    return 0
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="run directory or one of its checkpoints")
+    parser.add_argument("--modality", choices=("image", "audio", "text"), help="which of a run of several")
+
+
+def _add_hf(formats: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     hf = formats.add_parser("hf", help="a folder for transformers: AutoModel.from_pretrained(OUT)")
-    hf.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="run directory or one of its checkpoints")
+    _common(hf)
     hf.add_argument("out", type=Path, metavar="OUT", help="folder to write; must not exist or be empty")
     hf.add_argument("--source", choices=("student", "teacher"), default="student", help="default: student")
-    hf.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of the stored weights; default: fp32")
-    arguments = parser.parse_args(argv)
+    hf.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the weights; default: fp32")
+    hf.add_argument("--tokenizer", type=Path, help="of text: folder or file; default: the folder of the data")
 
+
+def _add_fairseq(formats: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    fairseq = formats.add_parser("fairseq", help="a .pt file that fairseq loads, student and teacher")
+    _common(fairseq)
+    fairseq.add_argument("out", type=Path, metavar="OUT", help="file to write; must not exist")
+
+
+def _hf(arguments: argparse.Namespace) -> str:
     from transformers.utils.logging import disable_progress_bar
 
     from deploy.export.huggingface import export
 
     disable_progress_bar()  # of reloading for the comparison, a matter of milliseconds
-    parity = export(arguments.checkpoint, arguments.out, source=arguments.source, dtype=arguments.dtype)
-    print(f"export: {arguments.out} ({parity})")
-    return 0
+    result = export(
+        arguments.checkpoint,
+        arguments.out,
+        source=arguments.source,
+        dtype=arguments.dtype,
+        modality=arguments.modality,
+        tokenizer=arguments.tokenizer,
+    )
+    return f"{result.parity}{f'; {result.missing}' if result.missing else ''}"
+
+
+def _fairseq(arguments: argparse.Namespace) -> str:
+    from deploy.export.fairseq_export import export_fairseq
+
+    return export_fairseq(arguments.checkpoint, arguments.out, arguments.modality)

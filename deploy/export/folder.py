@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all: written beside its place, synced, renamed."""
+"""A folder (or a tree of them) that appears whole or not at all: written beside its place, synced, renamed."""
 
 import os
 import shutil
@@ -25,11 +25,9 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise RunError(f"{path}: cannot be written: {error.strerror}") from error
     try:
         yield temporary
-        temporary.chmod(0o755)  # mkdtemp and safetensors make theirs private
-        for file in temporary.iterdir():
-            file.chmod(0o644)
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
+        for path_inside in [*temporary.rglob("*"), temporary]:
+            path_inside.chmod(0o755 if path_inside.is_dir() else 0o644)  # mkdtemp and safetensors make theirs private
+            _sync(path_inside)
         os.rename(temporary, path)  # replaces an empty folder, refuses any other
     except OSError as error:
         raise RunError(f"{path}: cannot be written: {error.strerror or error}") from error
@@ -41,3 +39,11 @@ def refuse_occupied(path: Path) -> None:
     """Raise RunError unless ``path`` is free or an empty folder."""
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise RunError(f"{path}: exists and is not empty; choose another folder or remove it")
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
