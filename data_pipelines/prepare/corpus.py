@@ -10,6 +10,7 @@ import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
@@ -41,12 +42,12 @@ class TextFile:
     damage: str = ""
     """Why it cannot be read to its end; empty if it can."""
 
-    @property
+    @cached_property
     def suffix(self) -> str:
         """Of the text in it: one of ``SUFFIXES``, or something that we do not read."""
         return Path(self.name.removesuffix(self.compression)).suffix
 
-    @property
+    @cached_property
     def compression(self) -> str:
         """``.gz``, ``.zst`` or empty."""
         suffix = Path(self.name).suffix

@@ -88,14 +88,14 @@ def _next_line(stream: BinaryIO, span: Span) -> int:
     return offset
 
 
-def _lines(stream: BinaryIO, offset: int, cap: int) -> Iterator[_Entry]:
-    """Every line from here on; of a too long one no more than the cap is ever in memory."""
+def _lines(stream: BinaryIO, offset: int, cap: int) -> Iterator[tuple[int, int, bytes]]:
+    """Begin, end and bytes of every line from here on; of a too long one no more than the cap is ever in memory."""
     while line := stream.readline(cap + 1):
         begin, offset = offset, offset + len(line)
         part = line
         while len(line) > cap and not part.endswith(b"\n") and (part := stream.readline(_CHUNK_BYTES)):
             offset += len(part)
-        yield _Entry(begin, offset, line)
+        yield begin, offset, line  # a plain tuple: there are many
 
 
 def _whole_file(stream: BinaryIO, span: Span, cap: int) -> Iterator[_Entry]:
@@ -103,53 +103,54 @@ def _whole_file(stream: BinaryIO, span: Span, cap: int) -> Iterator[_Entry]:
         yield _Entry(0, span.file.size, stream.read(cap + 1))
 
 
-def _single_lines(lines: Iterator[_Entry], span: Span) -> Iterator[_Entry]:
-    for line in lines:
-        if line.begin >= span.end:
+def _single_lines(lines: Iterator[tuple[int, int, bytes]], span: Span) -> Iterator[_Entry]:
+    for begin, end, line in lines:
+        if begin >= span.end:
             return
-        if line.data.strip():
-            yield line
+        if line.strip():
+            yield _Entry(begin, end, line)
 
 
-def _between_blank_lines(lines: Iterator[_Entry], span: Span, cap: int) -> Iterator[_Entry]:
+def _between_blank_lines(lines: Iterator[tuple[int, int, bytes]], span: Span, cap: int) -> Iterator[_Entry]:
     ours = span.begin == 0  # whether a document that comes now begins in the span
     begin, end, data = -1, 0, bytearray()  # of the open document; -1: none is open
-    for line in lines:
-        if not line.data.strip():
+    for line_begin, line_end, line in lines:
+        if not line.strip():
             if begin >= 0:
                 yield _Entry(begin, end, data)
                 begin, data = -1, bytearray()
-            if line.begin >= span.end:
+            if line_begin >= span.end:
                 return
             ours = True
         elif ours:
-            begin, end = begin if begin >= 0 else line.begin, line.end
+            begin, end = begin if begin >= 0 else line_begin, line_end
             if len(data) <= cap:
-                data += line.data
-            elif line.begin >= span.end:
+                data += line
+            elif line_begin >= span.end:
                 break  # it is too long already: no need to find its end
-        elif line.begin >= span.end:
+        elif line_begin >= span.end:
             return
     if begin >= 0:
         yield _Entry(begin, end, data)
 
 
 def _document(entry: _Entry, span: Span, rules: DocumentRules) -> Document | Rejected:
-    place = f"{span.file.name} at byte {entry.begin:,}"
-    if len(entry.data) > rules.max_document_bytes:
-        return Rejected(place, f"longer than the cap of {rules.max_document_bytes:,} bytes (--max-document-mb)")
     data = entry.data.removeprefix(_BOM) if entry.begin == 0 else entry.data
-    try:
-        text = data.decode("utf-8")
-        if span.file.suffix == ".jsonl":
-            text = _field(text, rules.field)
-    except UnicodeDecodeError as error:
-        return Rejected(place, f"not UTF-8 (byte 0x{data[error.start]:02x})")
-    except DataError as error:
-        return Rejected(place, str(error))
-    if not text.strip():
-        return Rejected(place, "is empty")
-    return Document(text.replace("\r\n", "\n").strip("\r\n"), entry.end)
+    reason = "is empty"
+    if len(data) > rules.max_document_bytes:
+        reason = f"longer than the cap of {rules.max_document_bytes:,} bytes (--max-document-mb)"
+    else:
+        try:
+            text = data.decode("utf-8")
+            if span.file.suffix == ".jsonl":
+                text = _field(text, rules.field)
+            if text.strip():
+                return Document(text.replace("\r\n", "\n").strip("\r\n"), entry.end)
+        except UnicodeDecodeError as error:
+            reason = f"not UTF-8 (byte 0x{data[error.start]:02x})"
+        except DataError as error:
+            reason = str(error)
+    return Rejected(f"{span.file.name} at byte {entry.begin:,}", reason)
 
 
 def _field(line: str, field: str) -> str:
