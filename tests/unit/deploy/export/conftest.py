@@ -1,0 +1,3 @@
+"""transformers must find torchaudio importable before any of its processors is imported."""
+
+import deploy.export.registration  # noqa: F401
