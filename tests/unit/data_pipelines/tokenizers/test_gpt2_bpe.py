@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from data_pipelines.errors import DataError
+from data_pipelines.tokenizers import gpt2_bpe
 from data_pipelines.tokenizers.base import SPECIALS, UNKNOWN
 from data_pipelines.tokenizers.load import load_tokenizer
 from tests.unit.data_pipelines.tokenizers import gpt2
@@ -68,6 +69,16 @@ def test_every_character_is_cut_as_gpt2_cuts_it(folder: Path) -> None:
     space = [chr(code) for code in range(0x11000) if chr(code).isspace()]
     text = "".join(f"a{one}1{one}{one}.{one} " for one in space)
     assert tokenizer.encode(text) == expected_ids(folder, text)
+
+
+@pytest.mark.parametrize("size", [1, 7, 100, 5000])
+def test_a_long_text_is_encoded_in_parts(folder: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpt2_bpe, "_PART_CHARACTERS", size)
+    text = ENGLISH + "  two  spaces it's 5 apples é à x\n y " + assigned_characters(300, seed=1)
+    parts = list(gpt2_bpe._parts(text))
+    assert "".join(parts) == text
+    assert len(parts) > len(text) / (size + 100)
+    assert load_tokenizer(folder).encode(text) == expected_ids(folder, text)
 
 
 def test_words_were_really_merged(folder: Path) -> None:
