@@ -1,6 +1,7 @@
 """Files that appear whole or not at all: written beside their place, synced, renamed."""
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises:
         DataError: if it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{_SUFFIX}")
+    # not the process id: several machines, or containers that count alike, may write into one folder
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_SUFFIX}")
     try:
         with temporary.open("w+b") as stream:
             yield stream

@@ -13,14 +13,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from data_pipelines.batches.audio import AudioBatches
 from data_pipelines.batches.base import Batch, BatchSource, Masking
 from data_pipelines.batches.image import ImageBatches
+from data_pipelines.batches.text import TextBatches
 from data_pipelines.config import DataConfig, ImageSourceConfig
 from data_pipelines.errors import DataError
 from data_pipelines.reader import Reader
 from data_pipelines.transforms.image import image_bytes, load_image
 
-BATCHES: dict[str, Callable[..., BatchSource]] = {"image": ImageBatches}
+BATCHES: dict[str, Callable[..., BatchSource]] = {"image": ImageBatches, "audio": AudioBatches, "text": TextBatches}
 """By modality: (reader, source configuration, seed, masking) -> batches."""
 
 

@@ -122,6 +122,7 @@ def _digits(arguments: argparse.Namespace) -> None:
 def _stdlib(arguments: argparse.Namespace) -> None:
     from data_pipelines.prepare.stdlib_text import write_stdlib_text
 
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     num_documents = write_stdlib_text(arguments.out)
     print(f"{arguments.out}: {counted(num_documents, 'document')}, {readable_bytes(arguments.out.stat().st_size)}")
 

@@ -130,6 +130,7 @@ class AudioBatches:
             padding=self._padding(lengths),
             sample=torch.tensor(samples),
             epoch=torch.full((len(samples),), epoch),
+            seconds=sum(lengths) / self._config.sample_rate,
             rejected=rejected,
         )
 

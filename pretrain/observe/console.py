@@ -6,14 +6,15 @@ from typing import Any
 
 def train_line(metrics: dict[str, Any]) -> str:
     """A log interval: loss and its terms, then what tells whether the run is well, then how fast it is."""
-    terms = ", ".join(
-        f"{name.removeprefix('loss_')} {metrics[name]:.4f}" for name in metrics if name.startswith("loss_")
-    )
+    losses = [name for name in metrics if name.startswith("loss_")]
+    # of a run of several modalities their sums, else the terms
+    shown = [name for name in losses if not any(name.startswith(f"{other}_") for other in losses)]
+    terms = ", ".join(f"{name.removeprefix('loss_')} {metrics[name]:.4f}" for name in shown)
+    prefixes = [name.removesuffix("target_spread") for name in metrics if name.endswith("target_spread")]
     spreads = "; ".join(
-        f"{name.removesuffix('target_spread').rstrip('_') or 'targets'} {metrics[name]:.3f}, predictions "
-        f"{metrics[name.removesuffix('target_spread') + 'prediction_spread']:.3f}"
-        for name in metrics
-        if name.endswith("target_spread")
+        f"{prefix.replace('_', ' ')}targets {metrics[f'{prefix}target_spread']:.3f}, "
+        f"predictions {metrics[f'{prefix}prediction_spread']:.3f}"
+        for prefix in prefixes
     )
     return (
         f"loss {metrics['loss']:8.4f} ({terms})"

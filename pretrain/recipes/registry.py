@@ -5,15 +5,25 @@ from collections.abc import Callable
 
 from pretrain.config import RunConfig
 from pretrain.errors import RunError
+from pretrain.recipes.audio import audio_base, audio_large
 from pretrain.recipes.image import image_base, image_huge14, image_huge16, image_large
-from pretrain.recipes.tiny import image_tiny
+from pretrain.recipes.text import text_base, text_large, text_large_1m
+from pretrain.recipes.tiny import audio_tiny, image_tiny, multimodal_tiny, text_tiny
 
 RECIPES: dict[str, Callable[[], RunConfig]] = {
     "image-tiny": image_tiny,
+    "audio-tiny": audio_tiny,
+    "text-tiny": text_tiny,
+    "multimodal-tiny": multimodal_tiny,
     "image-base": image_base,
     "image-large": image_large,
     "image-huge16": image_huge16,
     "image-huge14": image_huge14,
+    "audio-base": audio_base,
+    "audio-large": audio_large,
+    "text-base": text_base,
+    "text-large": text_large,
+    "text-large-1m": text_large_1m,
 }
 
 

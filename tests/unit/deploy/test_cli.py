@@ -11,11 +11,17 @@ import pytest
 
 from data_pipelines.errors import DataError
 from deploy import cli, report
-from model.config import ConfigError
+from model.errors import ConfigError
 from pretrain.errors import RunError
 
 HEAVY = ("torch", "numpy", "transformers", "matplotlib", "PIL", "sklearn", "deepspeed")
-HELP = [["--help"], *([name, "--help"] for name in cli.COMMANDS), ["train", "image-base", "--help"]]
+HELP = [
+    ["--help"],
+    *([name, "--help"] for name in cli.COMMANDS),
+    *(["prepare", kind, "--help"] for kind in ("images", "speech", "text")),
+    ["shards", "preview", "--help"],
+    ["train", "image-base", "--help"],
+]
 
 
 @pytest.mark.parametrize("arguments", HELP, ids=" ".join)

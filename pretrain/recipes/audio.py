@@ -1,0 +1,184 @@
+"""Speech recipes of data2vec 2.0. ``[yaml]`` marks values of fairseq ``examples/data2vec/config/v2``
+(``{base,large}_audio_only_task.yaml``), ``[fairseq]`` those that its code gives where a YAML is silent,
+``[paper]`` those of arXiv 2212.07525, ``[ours]`` our own.
+"""
+
+from data_pipelines.config import AudioSourceConfig, DataConfig
+from model.config import AudioConfig, ModelConfig
+from model.sections import AlibiConfig, DecoderConfig, EncoderConfig, LossConfig, MaskConfig, TargetConfig
+from pretrain.config import RunConfig
+from pretrain.sections import (
+    CheckpointSection,
+    EmaSection,
+    HealthSection,
+    LoggingSection,
+    OptimSection,
+    PrecisionSection,
+    ScheduleSection,
+    TrainingSection,
+)
+
+_CHECKPOINT = CheckpointSection(
+    every_steps=25_000,  # [yaml] save_interval_updates
+    keep=3,  # [ours] the YAML keeps 1: whoever finds that one damaged starts anew
+)
+_HEALTH = HealthSection(
+    after_steps=5_000,  # [fairseq data2vec2.py]
+    min_target_spread=0.1,  # [fairseq] min_target_var
+    min_prediction_spread=0.01,  # [fairseq] min_pred_var
+    on_collapse="stop",  # [fairseq data2vec2.py] raises an exception
+)
+_LOGGING = LoggingSection(every_steps=200)  # [yaml] common.log_interval
+
+
+def audio_base() -> RunConfig:
+    """94 M parameters (12 shared blocks of width 768), made for LibriSpeech, 960 h.
+
+    A step has 8 batches of at most 62.5 s (8 GPUs, one each): 1, 2, 4 or 8 ranks. Needs speech shards
+    (``d2v prepare speech``) at ``--data.path``.
+    """
+    return RunConfig(
+        name="audio-base",
+        model=ModelConfig(
+            encoder=_encoder(
+                depth=12,  # [yaml]
+                dim=768,  # [yaml] embed_dim
+                num_heads=12,  # [fairseq] default
+                layer_dropout=0.05,  # [yaml] layerdrop
+            ),
+            audio=_side(
+                num_views=8,  # [yaml] clone_batch
+                prenet_depth=0,  # [yaml]
+                prenet_layer_dropout=0.05,  # [yaml] prenet_layerdrop
+                mask=MaskConfig(kind="block", prob=0.5, adjust=0.05, length=5, inverse=False),  # [yaml]
+                decoder_dim=384,  # [yaml]
+                top_k=8,  # [yaml]; [paper] 8
+            ),
+        ),
+        data=_data(
+            batch_seconds=62.5,  # [yaml] dataset.max_tokens, 1,000,000 samples
+            num_workers=6,  # [yaml] dataset.num_workers
+        ),
+        optim=_optim(
+            lr=7.5e-4,  # [yaml] optimization.lr
+            clip_norm=0.0,  # [fairseq] optimization.clip_norm's default: the YAML does not clip
+        ),
+        schedule=ScheduleSection(warmup_steps=8_000),  # [yaml]
+        ema=EmaSection(start=0.999, end=0.99999, anneal_steps=75_000),  # [yaml]
+        precision=PrecisionSection(dtype="bf16"),  # [ours] the YAML trains in fp16 with dynamic loss scaling
+        training=TrainingSection(
+            max_steps=400_000,  # [yaml] optimization.max_update
+            global_batch_size=8,  # [yaml] distributed_world_size: one batch of max_tokens per GPU
+            seed=1,  # [fairseq] common.seed
+        ),
+        checkpoint=_CHECKPOINT,
+        health=_HEALTH,
+        logging=_LOGGING,
+    )
+
+
+def audio_large() -> RunConfig:
+    """315 M parameters (8 prenet + 16 shared blocks of width 1024), made for Libri-light without its silence.
+
+    A step has 48 batches of at most 20 s (48 GPUs, one each). The teacher freezes at step 300,000. Needs speech
+    shards (``d2v prepare speech``) at ``--data.path``.
+    """
+    return RunConfig(
+        name="audio-large",
+        model=ModelConfig(
+            encoder=_encoder(depth=16, dim=1024, num_heads=16, layer_dropout=0.0),  # [yaml]
+            audio=_side(
+                num_views=12,  # [yaml]
+                prenet_depth=8,  # [yaml]
+                prenet_layer_dropout=0.0,  # [yaml]
+                mask=MaskConfig(kind="block", prob=0.55, adjust=0.1, length=5, inverse=False),  # [yaml]
+                decoder_dim=768,  # [yaml]; [paper] 384
+                top_k=16,  # [yaml]; [paper] 8 to 10
+            ),
+        ),
+        data=_data(batch_seconds=20.0, num_workers=8),  # [yaml] max_tokens is 320,000 samples
+        optim=_optim(lr=4e-4, clip_norm=1.0),  # [yaml]
+        schedule=ScheduleSection(warmup_steps=10_000),  # [yaml]
+        ema=EmaSection(start=0.9997, end=1.0, anneal_steps=300_000),  # [yaml]
+        precision=PrecisionSection(dtype="bf16"),  # [ours]
+        training=TrainingSection(max_steps=600_000, global_batch_size=48, seed=1),  # [yaml]
+        checkpoint=_CHECKPOINT,
+        health=_HEALTH,
+        logging=_LOGGING,
+    )
+
+
+def _encoder(*, depth: int, dim: int, num_heads: int, layer_dropout: float) -> EncoderConfig:
+    return EncoderConfig(
+        depth=depth,
+        dim=dim,
+        num_heads=num_heads,
+        mlp_ratio=4.0,  # [fairseq]
+        norm_eps=1e-5,  # [yaml]
+        dropout=0.1,  # [fairseq] encoder_dropout
+        attention_dropout=0.1,  # [fairseq]
+        activation_dropout=0.0,  # [fairseq]
+        post_mlp_dropout=0.1,  # [fairseq] post_mlp_drop
+        input_dropout=0.0,  # [fairseq] dropout_input
+        layer_dropout=layer_dropout,
+    )
+
+
+def _side(
+    *, num_views: int, prenet_depth: int, prenet_layer_dropout: float, mask: MaskConfig, decoder_dim: int, top_k: int
+) -> AudioConfig:
+    return AudioConfig(
+        num_views=num_views,
+        prenet_depth=prenet_depth,
+        prenet_dropout=0.1,  # [yaml]
+        prenet_layer_dropout=prenet_layer_dropout,
+        num_extra_tokens=0,  # [fairseq]
+        conv_layers=((512, 10, 5), *((512, 3, 2),) * 4, *((512, 2, 2),) * 2),  # [yaml] feature_encoder_spec
+        positions_width=95,  # [yaml] conv_pos_width
+        positions_groups=16,  # [yaml] conv_pos_groups
+        positions_depth=5,  # [yaml] conv_pos_depth
+        alibi=AlibiConfig(
+            scale=1.0,  # [fairseq] alibi_scale
+            learned=True,  # [yaml] learned_alibi_scale
+            per_head=True,  # [yaml] learned_alibi_scale_per_head
+            per_layer=False,  # [fairseq]
+        ),
+        teacher_scope="context",  # [yaml] ema_encoder_only and ema_local_encoder are both false
+        mask=mask,
+        decoder=DecoderConfig(
+            dim=decoder_dim,
+            groups=16,  # [yaml]
+            kernel=7,  # [yaml]
+            num_layers=4,  # [yaml]
+            residual=True,  # [fairseq]
+            projection_layers=1,  # [fairseq]
+            noise_std=0.01,  # [yaml] mask_noise_std
+            input_dropout=0.1,  # [yaml]
+        ),
+        target=TargetConfig(top_k=top_k, instance_norm_layer=True),  # [yaml] no norm after averaging
+        loss=LossConfig(beta=0.0, scale=None),  # [yaml] squared error / sqrt(D)
+    )
+
+
+def _data(*, batch_seconds: float, num_workers: int) -> DataConfig:
+    return DataConfig(
+        audio=AudioSourceConfig(
+            sample_rate=16_000,  # [fairseq] task.sample_rate
+            min_seconds=2.0,  # [yaml] task.min_sample_size, 32,000 samples
+            max_seconds=20.0,  # [yaml] task.max_sample_size, 320,000 samples
+            batch_seconds=batch_seconds,
+            crop_to_shortest=True,  # [fairseq raw_audio_dataset.py] collater without padding
+            normalize=True,  # [yaml] task.normalize
+        ),
+        num_workers=num_workers,
+    )
+
+
+def _optim(*, lr: float, clip_norm: float) -> OptimSection:
+    return OptimSection(
+        lr=lr,
+        betas=(0.9, 0.98),  # [yaml]
+        eps=1e-6,  # [yaml]
+        weight_decay=0.01,  # [yaml], on every parameter (facts, trap 1)
+        clip_norm=clip_norm,
+    )

@@ -1,0 +1,183 @@
+"""Speech, text, and all modalities in one run: from files to falling losses, on one and two processes, with a kill between."""
+
+import subprocess
+import sys
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from data_pipelines.loader import build_loader
+from deploy.cli import main
+from pretrain.checkpoint.manifest import Manifest
+from pretrain.checkpoint.store import complete_checkpoints, locate
+from pretrain.config import RunConfig, with_overrides
+from pretrain.masking import masking_of
+from pretrain.recipes.registry import recipe
+from tests.distributed.launch import REPOSITORY, free_port, rank_environment, run_ranks, train_records
+from tests.integration.test_resume import tensors, wait_for_step
+from tests.unit.data_pipelines.speech import speech
+
+STEPS, KILLED_AFTER, SAVED_EVERY = 100, 55, 50
+QUIET = ["--logging.every-steps=1", "--logging.tensorboard=false", "--health.every-steps=20", "--data.num-workers=1"]
+
+
+@pytest.fixture(scope="session")
+def speech_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 recordings of 1.2 to 4 s in LibriSpeech's layout, prepared."""
+    source = tmp_path_factory.mktemp("speech")
+    lines = []
+    for number, seconds in enumerate(np.linspace(1.2, 4.0, 40)):
+        folder = source / "dev-clean" / "7" / "1"
+        folder.mkdir(parents=True, exist_ok=True)
+        soundfile.write(folder / f"7-1-{number:04d}.flac", speech(number, float(seconds)), 16_000)
+        lines.append(f"7-1-{number:04d} RECORDING {number}")
+    (folder / "7-1.trans.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    out = tmp_path_factory.mktemp("speech-shards") / "out"
+    assert main(["prepare", "speech", str(source), str(out), "--workers", "1"]) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def text_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python library's documentation as blocks of 64 tokens of its own vocabulary."""
+    folder = tmp_path_factory.mktemp("text")
+    assert main(["prepare", "stdlib", str(folder / "stdlib.txt")]) == 0
+    options = ["--vocab-size", "2000", "--tokens-per-sample", "64", "--workers", "1"]
+    assert main(["prepare", "text", str(folder / "stdlib.txt"), str(folder / "out"), *options]) == 0
+    return folder / "out"
+
+
+def mean_losses(run_dir: Path, name: str = "loss") -> tuple[float, float]:
+    """Over the first and the last ten steps."""
+    values = [record[name] for record in train_records(run_dir)]
+    return fmean(values[:10]), fmean(values[-10:])
+
+
+def masked_shares(config: RunConfig, modality: str) -> set[tuple[int, int]]:
+    """(removed, all) tokens of every view of a few batches."""
+    loader = build_loader(
+        config.data,
+        modality,
+        seed=0,
+        masking=masking_of(config.model, modality),
+        dp_rank=0,
+        dp_size=1,
+        microbatch_size=1,
+        num_microbatches=1,
+    )
+    seen = set()
+    for _ in range(5):
+        mask = next(loader).mask
+        seen |= {(int(view.sum()), len(view)) for view in mask.flatten(0, 1)}
+    loader.close()
+    return seen
+
+
+def test_speech_learns_and_masks_what_the_recipe_says(tmp_path: Path, speech_shards: Path) -> None:
+    options = [f"--data.path={speech_shards}", "--training.max-steps=60", *QUIET]
+    assert run_ranks("deploy.cli", ["train", "audio-tiny", f"--run-dir={tmp_path}", *options], 1)
+    first, last = mean_losses(tmp_path)
+    assert last < 0.7 * first
+    config = with_overrides(recipe("audio-tiny"), [f"--data.path={speech_shards}", "--data.num-workers=0"])
+    assert config.model.audio is not None
+    prob = config.model.audio.mask.prob
+    shares = masked_shares(config, "audio")
+    assert {removed for removed, _ in shares} == {int(tokens * prob) for _, tokens in shares}
+
+
+def test_text_learns_and_masks_what_the_recipe_says(tmp_path: Path, text_shards: Path) -> None:
+    options = [f"--data.path={text_shards}", "--training.max-steps=60", *QUIET]
+    assert run_ranks("deploy.cli", ["train", "text-tiny", f"--run-dir={tmp_path}", *options], 1)
+    first, last = mean_losses(tmp_path)
+    assert last < 0.7 * first
+    config = with_overrides(recipe("text-tiny"), [f"--data.path={text_shards}", "--data.num-workers=0"])
+    assert config.model.text is not None
+    prob = config.model.text.mask.prob
+    assert masked_shares(config, "text") == {(64 - int(64 * (1 - prob)), 64)}
+
+
+@pytest.fixture(scope="module")
+def sources(digit_shards: Path, speech_shards: Path, text_shards: Path) -> list[str]:
+    paths = {"image": digit_shards, "audio": speech_shards, "text": text_shards}
+    return [f"--data.{modality}.path={path}" for modality, path in paths.items()]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory, sources: list[str]) -> Path:
+    """All modalities on two processes, with every kind of dropout."""
+    run_dir = tmp_path_factory.mktemp("multimodal") / "unbroken"
+    run_ranks("deploy.cli", multimodal(run_dir, sources), 2)
+    return run_dir
+
+
+def multimodal(run_dir: Path, sources: list[str], *extra: str) -> list[str]:
+    return [
+        "train",
+        "multimodal-tiny",
+        f"--run-dir={run_dir}",
+        *sources,
+        f"--training.max-steps={STEPS}",
+        f"--checkpoint.every-steps={SAVED_EVERY}",
+        "--precision.dtype=fp32",
+        "--model.encoder.dropout=0.05",
+        "--model.encoder.attention-dropout=0.05",
+        "--model.encoder.layer-dropout=0.05",
+        *QUIET,
+        *extra,
+    ]
+
+
+@pytest.mark.parametrize("modality", ["image", "audio", "text"])
+def test_each_modality_learns_in_one_run(unbroken: Path, modality: str) -> None:
+    first, last = mean_losses(unbroken, f"loss_{modality}")
+    assert last < 0.8 * first
+
+
+def test_metrics_and_health_are_per_modality(unbroken: Path) -> None:
+    record = train_records(unbroken)[-1]
+    modalities = ("image", "audio", "text")
+    assert {f"{modality}_target_spread" for modality in modalities} <= record.keys()
+    assert {"images_per_second", "audio_seconds_per_second", "text_tokens_per_second"} <= record.keys()
+    assert record["loss"] == pytest.approx(sum(record[f"loss_{modality}"] for modality in modalities))
+
+
+def test_killed_multimodal_run_goes_on_bit_for_bit(tmp_path: Path, sources: list[str], unbroken: Path) -> None:
+    killed, port = tmp_path / "killed", free_port()
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "deploy.cli", *multimodal(killed, sources)],
+            env=rank_environment(rank, 2, port),
+            cwd=REPOSITORY,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for rank in range(2)
+    ]
+    wait_for_step(killed, KILLED_AFTER)
+    for process in ranks:
+        process.kill()
+        process.wait()
+    assert [path.name for path in complete_checkpoints(killed)] == [f"step-{SAVED_EVERY:08d}"]
+    run_ranks("deploy.cli", multimodal(killed, sources), 2)
+    seen = {record["step"]: record["loss"] for record in train_records(killed)}
+    assert seen == {record["step"]: record["loss"] for record in train_records(unbroken)}
+    before, after = tensors(unbroken, STEPS), tensors(killed, STEPS)
+    assert before.keys() == after.keys()
+    assert [key for key, value in before.items() if not torch.equal(after[key], value)] == []
+    assert Manifest.read(locate(killed)).positions == Manifest.read(locate(unbroken)).positions
+
+
+def test_one_process_sees_the_same_samples_in_the_same_order(
+    tmp_path: Path, sources: list[str], unbroken: Path
+) -> None:
+    """The same microbatches, so also the same dropout: equal losses of every modality."""
+    run_ranks("deploy.cli", multimodal(tmp_path, sources, "--training.max-steps=100", "--checkpoint.every-steps=15"), 1)
+    expected = train_records(unbroken)
+    for seen, record in zip(train_records(tmp_path)[:15], expected, strict=False):
+        for modality in ("image", "audio", "text"):
+            name = f"loss_{modality}"
+            assert seen[name] == pytest.approx(record[name], rel=1e-5), (name, record["step"])
