@@ -39,6 +39,10 @@ from pretrain.checkpoint.store import step_directory
 from pretrain.config import RunConfig, write_yaml
 from pretrain.errors import RunError
 
+_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
+LIBRISPEECH = (*_SPECIALS, *"|ETAONIHSRDLUMWCFGYPBVK'XJQZ")
+"""Of fairseq's dict.ltr.txt, which all its models of English letters have; taken where a file of as many names none."""
+
 
 class Imported(NamedTuple):
     """A file in our words."""
@@ -104,6 +108,8 @@ def _head(wrapper: Wrapper, content: FairseqFile, weights: dict[str, Tensor], le
     labels: tuple[str, ...] = ()
     if wrapper.kind == "ctc":
         symbols = _symbols(letters) if letters else content.symbols
+        if not symbols and len(weights["classifier.weight"]) == len(LIBRISPEECH):
+            symbols = LIBRISPEECH
         if symbols and len(symbols) != len(weights["classifier.weight"]):
             where = str(letters) if letters else "its dictionary"
             raise RunError(f"{where} has {len(symbols)} letters, the head {len(weights['classifier.weight'])}")
@@ -123,7 +129,7 @@ def _symbols(path: Path) -> tuple[str, ...]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise RunError(f"--letters {path}: cannot be read ({error})") from error
-    return ("<s>", "<pad>", "</s>", "<unk>", *(line.rsplit(" ", 1)[0] for line in lines if line))
+    return (*_SPECIALS, *(line.rsplit(" ", 1)[0] for line in lines if line))
 
 
 def _write(checkpoint: Path, imported: Imported, content: FairseqFile, name: str) -> None:

@@ -17,6 +17,7 @@ from model.config import PADDING_ID, AudioConfig, ImageConfig, ModelConfig, Text
 from model.sections import ModalityConfig
 
 NUM_SAMPLES = 4
+_NOUNS = {"image": "images", "audio": "recordings", "text": "texts"}
 _SHARES = (1.0, 0.75, 0.55, 0.4)
 """Lengths of the samples of a batch, as shares of the longest."""
 _SECONDS = 1.5
@@ -49,10 +50,10 @@ def example_inputs(model: ModelConfig, data: DataConfig) -> Inputs:
         reader = Reader(path)
         members = [reader.read(number).members for number in range(min(NUM_SAMPLES, len(reader)))]
         arrays = list(_decoded(data.sources[modality], members))
-        origin = f"{len(arrays)} samples of {path}"
+        origin = f"{len(arrays)} {_NOUNS[modality]} of {path}"
     except DataError:
         arrays = list(_random(side, data))
-        origin = f"{len(arrays)} random samples"
+        origin = f"{len(arrays)} random {_NOUNS[modality]}"
     if modality == "image":
         return Inputs(torch.from_numpy(np.stack(arrays)), None, None, origin)
     return _padded(arrays, side, data, origin)
@@ -68,7 +69,7 @@ def _padded(arrays: list[np.ndarray], side: ModalityConfig, data: DataConfig, or
     rows = [torch.from_numpy(array[:length]) for array, length in zip(arrays, lengths, strict=True)]
     source = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=0 if audio else PADDING_ID)
     mask = torch.arange(source.shape[1]) < torch.tensor(lengths)[:, None]
-    origin += f" of {lengths[-1]:,} to {lengths[0]:,} {'waveform samples' if audio else 'tokens'}"
+    origin += f", {lengths[-1]:,} to {lengths[0]:,} {'waveform samples' if audio else 'tokens'} long"
     if audio is None:
         return Inputs(source, mask.long(), ~mask, origin)
     frames = torch.tensor([audio.num_frames(length) for length in lengths])

@@ -13,6 +13,8 @@ from deploy.export.tokenizer_json import tokenizer_json
 from pretrain.config import RunConfig
 from pretrain.errors import RunError
 
+_TOKENS_IN_ORDER = ("<pad>", "<s>", "</s>", "<unk>", "|")
+"""Of fairseq's letters the blank, three specials and the end of a word."""
 _TOKENS = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 
@@ -83,9 +85,9 @@ def write_feature_extractor(source: AudioSourceConfig, folder: Path) -> None:
 
 def write_letters(head: Head, folder: Path) -> str | None:
     """Write the files of a tokenizer that reads the outputs of a CTC head."""
-    if not head.labels:
-        return "no tokenizer: the checkpoint does not name its letters"
-    _write_json(folder / "vocab.json", {letter: number for number, letter in enumerate(head.labels)})
+    numbered = [*_TOKENS_IN_ORDER, *(f"<{number}>" for number in range(len(_TOKENS_IN_ORDER), head.num_outputs))]
+    letters = head.labels or numbered[: head.num_outputs]
+    _write_json(folder / "vocab.json", {letter: number for number, letter in enumerate(letters)})
     content = _TOKENS | {
         "tokenizer_class": "Wav2Vec2CTCTokenizer",
         "processor_class": "Wav2Vec2Processor",
@@ -93,7 +95,7 @@ def write_letters(head: Head, folder: Path) -> str | None:
         "do_lower_case": False,
     }
     _write_json(folder / "tokenizer_config.json", content)
-    return None
+    return None if head.labels else "letters are numbers: the checkpoint does not name them; import it with --letters"
 
 
 def write_tokenizer(tokenizer: Tokenizer, config: RunConfig, folder: Path) -> str | None:

@@ -90,7 +90,7 @@ def _unigram(pieces: list[str], path: Path) -> dict[str, Any] | str:
         charsmap = base64.b64encode(rules.precompiled_charsmap).decode("ascii")
         steps.append({"type": "Precompiled", "precompiled_charsmap": charsmap})
     if rules.remove_extra_whitespaces:
-        steps.append({"type": "Replace", "pattern": {"Regex": "^ +| +$"}, "content": ""})
+        steps.append({"type": "Replace", "pattern": {"Regex": r"\A +| +\z"}, "content": ""})
         steps.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
     if rules.add_dummy_prefix:
         steps.append({"type": "Prepend", "prepend": " "})

@@ -11,6 +11,7 @@ from torch import Tensor
 
 GOLDEN = Path(__file__).parents[3] / "golden"
 LETTERS = [*"|ETAOINHSRDLUMWCFGYPBVK'XJQZ"]
+"""In another order than LibriSpeech's."""
 SYMBOLS = ["<s>", "<pad>", "</s>", "<unk>", *LETTERS]
 NUM_UPDATES = 400
 
