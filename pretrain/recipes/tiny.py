@@ -60,7 +60,7 @@ def audio_tiny() -> RunConfig:
         name="audio-tiny",
         model=ModelConfig(encoder=_ENCODER, audio=_audio_side()),
         data=DataConfig(audio=_audio_source(), num_workers=1),
-        optim=_OPTIM,
+        optim=dataclasses.replace(_OPTIM, lr=1e-3),  # [ours] at 3e-3 features collapse for hundreds of steps
         schedule=ScheduleSection(warmup_steps=40),
         ema=EmaSection(start=0.97, end=0.995, anneal_steps=300),
         precision=PrecisionSection(dtype="bf16"),
