@@ -7,6 +7,7 @@ from pretrain.config import RunConfig
 from pretrain.errors import RunError
 from pretrain.recipes.audio import audio_base, audio_large
 from pretrain.recipes.image import image_base, image_huge14, image_huge16, image_large
+from pretrain.recipes.multimodal import multimodal_base
 from pretrain.recipes.text import text_base, text_large, text_large_1m
 from pretrain.recipes.tiny import audio_tiny, image_tiny, multimodal_tiny, text_tiny
 
@@ -24,6 +25,7 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "text-base": text_base,
     "text-large": text_large,
     "text-large-1m": text_large_1m,
+    "multimodal-base": multimodal_base,
 }
 
 

@@ -1,4 +1,4 @@
-"""Speech, text and all modalities in one run: from files to falling losses, on one and two processes, killed between."""
+"""Speech, text and all of them in one run: from files to falling losses, on one and two processes, killed between."""
 
 import subprocess
 import sys
