@@ -26,6 +26,7 @@ from pretrain.optim import TEACHER_GROUP, make_optimizer
 from pretrain.parallel.deepspeed_config import deepspeed_config
 from pretrain.parallel.grid import Grid, make_grid
 from pretrain.parallel.groups import ProcessGroups, make_groups
+from pretrain.parallel.linears import ReleasingLinears
 from pretrain.parallel.teacher import ShardedTeacher
 from pretrain.parallel.zero import StudentEngine, join_processes
 from pretrain.preempt import StopRequest
@@ -145,22 +146,22 @@ def build_networks(
 ) -> tuple[StudentEngine, ShardedTeacher]:
     """Student under DeepSpeed with its fp32 initial weights, and the teacher as its copy."""
     linears = make_linears(groups)
-    student = Data2Vec(config.model, linears=linears)
+    stage = config.parallel.zero_stage
+    releases = stage == 3 and groups.tp_size == 1  # megatron's linears do
+    student = Data2Vec(config.model, linears=ReleasingLinears() if releases else linears)
     initialize(student, config.training.seed)
     initial = {name: parameter.detach().clone() for name, parameter in student.named_parameters()}
     dtype = DTYPES[config.precision.dtype]
-    stage = config.parallel.zero_stage
     student = student.to(device, dtype if stage > 0 else torch.float32)
-    teacher = Data2Vec(config.model, role="teacher", linears=linears).to(device, dtype)
+    teacher = Data2Vec(config.model, role="teacher", linears=linears).to(dtype)
     teacher_names = {name for name, _ in teacher.named_parameters()}
     optimizer = make_optimizer(student, teacher_names, config.optim, stage, groups.tp_group)
     autocast = dtype if stage == 0 and dtype != torch.float32 else None
     engine = StudentEngine(student, optimizer, ds_config, groups, autocast)
-    with torch.no_grad():  # DeepSpeed took its fp32 weights from the student's, which may be rounded to bf16
-        for piece in engine.fragments:
-            piece.master.copy_(initial[piece.name].view(-1)[piece.start : piece.stop])
+    engine.start_from(initial)
     own = [piece for piece in engine.fragments if piece.group == TEACHER_GROUP]
-    return engine, ShardedTeacher(teacher, engine.groups[TEACHER_GROUP], own, groups)
+    layout, gathered = engine.groups[TEACHER_GROUP], config.parallel.gathers_teacher
+    return engine, ShardedTeacher(teacher, layout, own, groups, device, gathered=gathered)
 
 
 def make_linears(groups: ProcessGroups) -> LinearFactory:

@@ -66,11 +66,25 @@ class ParallelSection:
 
     tp_size: int = 1
     """Processes that share one model, cut by heads and hidden units; the others are data parallel."""
-    zero_stage: Literal[0, 1, 2] = 1
-    """What DeepSpeed shards over the data-parallel ranks: 0 nothing, 1 optimizer state, 2 gradients too."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """What DeepSpeed shards over data-parallel ranks: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too."""
+    teacher: Literal["auto", "resident", "gathered"] = "auto"
+    """Weights the teacher computes with: whole on every rank, or gathered layer by layer; auto gathers at stage 3."""
+    offload: Literal["none", "optimizer"] = "none"
+    """What lives in host memory: nothing, or fp32 weights, moments and teacher shards, stepped on the CPU."""
 
     def __post_init__(self) -> None:
         _require(self.tp_size >= 1, "parallel.tp_size", f"must be at least 1, got {self.tp_size}")
+        _require(
+            self.offload == "none" or self.zero_stage > 0,
+            "parallel.offload",
+            f"{self.offload} needs sharded optimizer state, but parallel.zero_stage is 0; the nearest stage is 1",
+        )
+
+    @property
+    def gathers_teacher(self) -> bool:
+        """Whether no rank holds the teacher's whole weights."""
+        return self.teacher == "gathered" or (self.teacher == "auto" and self.zero_stage == 3)
 
 
 @dataclass(frozen=True, kw_only=True)

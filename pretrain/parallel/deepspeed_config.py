@@ -16,6 +16,8 @@ OWNED = (
     "bf16.enabled",
     "fp16.enabled",
     "zero_optimization.stage",
+    "zero_optimization.offload_optimizer.device",
+    "zero_optimization.offload_param",
     "data_types.grad_accum_dtype",
     "optimizer",
     "scheduler",
@@ -49,15 +51,27 @@ def deepspeed_config(
         # At stage 0 the optimizer itself measures and clips (zero.ClippingAdamW): DeepSpeed's own clipping
         # there keeps no record of the norm.
         "gradient_clipping": optim.clip_norm if parallel.zero_stage > 0 else 0.0,
-        "zero_optimization": {"stage": parallel.zero_stage},
+        "zero_optimization": _zero(parallel),
         # torch's AdamW on flat fp32 partitions is exactly what DeepSpeed's list of tested optimizers leaves out.
         "zero_allow_untested_optimizer": True,
+        # DeepSpeed's own CPU optimizer is compiled at its first use.
+        "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": bf16_weights},
         "steps_per_print": None,
     }
     if bf16_weights:
         generated["data_types"] = {"grad_accum_dtype": "fp32"}
     return _overlay(generated, user or {}, "")
+
+
+def _zero(parallel: ParallelSection) -> dict[str, Any]:
+    section: dict[str, Any] = {"stage": parallel.zero_stage}
+    if parallel.offload == "optimizer":
+        section["offload_optimizer"] = {"device": "cpu"}
+    if parallel.zero_stage == 3:
+        # It would replace torch.nn.functional.linear in the whole process; linears.ReleasingLinears saves as much.
+        section["memory_efficient_linear"] = False
+    return section
 
 
 def read_user_json(path: Path) -> dict[str, Any]:

@@ -1,11 +1,12 @@
-"""How a flat vector of parameters is cut over ranks, and the pieces that this rank owns.
+"""How an optimizer group's parameters are cut over ranks, and the pieces that this rank owns.
 
-An optimizer group's parameters lie one after the other in one flat vector of ``dp_size * shard_numel``
-elements (the tail is padding); rank r owns ``[r * shard_numel, (r + 1) * shard_numel)``. The teacher and
-the checkpoints know nothing else of ZeRO.
+There are two cuts, both into shards of ``shard_numel`` elements per rank. At ZeRO stages 0 to 2 the parameters lie
+one after the other in one flat vector that is cut as a whole (``FlatGroup``); at stage 3 every parameter is cut by
+itself (``SplitGroup``). The teacher and the checkpoints know nothing else of ZeRO.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -15,11 +16,12 @@ from model.linear import Cut
 
 @dataclass(frozen=True)
 class Placement:
-    """One parameter's place in the flat vector of its group."""
+    """One parameter's place in its group."""
 
     name: str
     shape: tuple[int, ...]
     offset: int
+    """Where it begins: in the flat vector of a ``FlatGroup``, in every rank's shard of a ``SplitGroup``."""
     cut: Cut | None = None
     """Which part of the whole parameter this is, if tensor parallelism cuts it."""
 
@@ -36,16 +38,20 @@ class Placement:
         return (*self.shape[: self.cut.dim], self.cut.whole, *self.shape[self.cut.dim + 1 :])
 
 
+Piece = tuple[Placement, int, int, int]
+"""Of which parameter, its elements from where to where, and where they begin in the owner's shard."""
+
+
 @dataclass(frozen=True)
 class FlatGroup:
-    """The flat vector of one optimizer group."""
+    """One flat vector of ``dp_size * shard_numel`` elements; rank r owns the r-th shard. The tail is padding."""
 
     placements: tuple[Placement, ...]
     shard_numel: int
     """Elements that every rank owns, padding included."""
 
-    def owned(self, dp_rank: int) -> list[tuple[Placement, int, int, int]]:
-        """What rank ``dp_rank`` owns: (placement, start, stop, shard_offset), ranges in the parameter's elements."""
+    def owned(self, dp_rank: int) -> list[Piece]:
+        """What rank ``dp_rank`` owns."""
         low, high = dp_rank * self.shard_numel, (dp_rank + 1) * self.shard_numel
         pieces = []
         for place in self.placements:
@@ -53,6 +59,39 @@ class FlatGroup:
             if first < last:
                 pieces.append((place, first - place.offset, last - place.offset, first - low))
         return pieces
+
+
+@dataclass(frozen=True)
+class SplitGroup:
+    """Every parameter is cut into ``dp_size`` equal parts, the last of which may be padded, empty or both.
+
+    A rank's shard is its parts one after the other.
+    """
+
+    placements: tuple[Placement, ...]
+    dp_size: int
+
+    @property
+    def shard_numel(self) -> int:
+        """Elements that every rank owns, padding included."""
+        return sum(self.part_numel(place) for place in self.placements)
+
+    def part_numel(self, place: Placement) -> int:
+        """Elements of a parameter in every rank's shard, padding included."""
+        return -(-place.numel // self.dp_size)
+
+    def owned(self, dp_rank: int) -> list[Piece]:
+        """What rank ``dp_rank`` owns."""
+        pieces = []
+        for place in self.placements:
+            each = self.part_numel(place)
+            first, last = min(dp_rank * each, place.numel), min((dp_rank + 1) * each, place.numel)
+            if first < last:
+                pieces.append((place, first, last, place.offset))
+        return pieces
+
+
+Group = FlatGroup | SplitGroup
 
 
 @dataclass(frozen=True)
@@ -90,10 +129,19 @@ class Fragment:
         return max(0, min(self.stop, real) - self.start)
 
 
-def pack(parameters: list[tuple[str, tuple[int, ...], Cut | None]], dp_size: int) -> FlatGroup:
-    """Lay parameters one after the other and cut the vector into ``dp_size`` equal shards."""
+def pack(parameters: Sequence[tuple[str, tuple[int, ...], Cut | None]], dp_size: int) -> FlatGroup:
+    """Lay parameters (name, shape, cut) one after the other and cut the vector into ``dp_size`` equal shards."""
     placements, offset = [], 0
     for name, shape, cut in parameters:
         placements.append(Placement(name, shape, offset, cut))
         offset += math.prod(shape)
     return FlatGroup(tuple(placements), -(-offset // dp_size))
+
+
+def split(parameters: Sequence[tuple[str, tuple[int, ...], Cut | None]], dp_size: int) -> SplitGroup:
+    """Cut every parameter (name, shape, cut) into ``dp_size`` equal parts."""
+    placements, offset = [], 0
+    for name, shape, cut in parameters:
+        placements.append(Placement(name, shape, offset, cut))
+        offset += -(-math.prod(shape) // dp_size)
+    return SplitGroup(tuple(placements), dp_size)

@@ -1,21 +1,21 @@
-"""The teacher: fp32 shards that follow the optimizer's, and a whole copy in the compute precision."""
+"""The teacher: fp32 shards that follow the optimizer's, and the network that computes targets with their weights."""
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from model.data2vec import Data2Vec
 from model.ema import lerp_
-from pretrain.parallel.fragments import FlatGroup, Fragment
+from pretrain.parallel.fragments import Fragment, Group
 from pretrain.parallel.groups import ProcessGroups
+from pretrain.parallel.teacher_gather import make_gather
+from pretrain.parallel.teacher_weights import GatheredWeights, ResidentWeights, TeacherWeights
 
 
 class ShardedTeacher:
     """An exponential moving average of the student, ZeRO-sharded.
 
-    Each rank keeps 1 / dp_size of the fp32 average, cut like the optimizer's fp32 weights, so the update is
-    local. The network that computes targets reads a whole copy in its own precision (its parameters are
-    views of one flat vector), refreshed by one all-gather after every update.
+    Each rank keeps 1 / dp_size of the fp32 average, cut like the optimizer's fp32 weights and on their device, so the
+    update is local. The network that computes targets gets its weights, in its own precision, from ``TeacherWeights``.
 
     Attributes:
         module: the network that computes targets; evaluation mode, no gradients.
@@ -23,29 +23,41 @@ class ShardedTeacher:
         fragments: ``shard`` by parameter: (the student's fragment, the teacher's view of the same elements).
     """
 
-    def __init__(self, module: Data2Vec, layout: FlatGroup, fragments: list[Fragment], groups: ProcessGroups) -> None:
+    def __init__(
+        self,
+        module: Data2Vec,
+        layout: Group,
+        fragments: list[Fragment],
+        groups: ProcessGroups,
+        device: torch.device,
+        *,
+        gathered: bool,
+    ) -> None:
         """Start as a copy of the student.
 
         Args:
-            module: the network without decoders, on its device, in the compute precision; its weights are
-                replaced.
+            module: the network without decoders, in the compute precision and in host memory; its weights are
+                replaced, which is why they need not fit on the device.
             layout: the optimizer group that holds exactly the module's parameters.
             fragments: this rank's fragments of that group.
             groups: the data-parallel ranks.
+            device: where the network computes.
+            gathered: whether weights are there only while they are needed.
         """
-        self.module = module.eval().requires_grad_(False)
-        self._groups = groups
-        parameters = dict(module.named_parameters())
-        assert {place.name for place in layout.placements} == set(parameters), "the teacher's group must match it"
-        some = next(iter(parameters.values()))
-        self._whole = torch.zeros(layout.shard_numel * groups.dp_size, dtype=some.dtype, device=some.device)
-        for place in layout.placements:
-            parameters[place.name].data = self._whole[place.offset : place.offset + place.numel].view(place.shape)
-        self.shard = torch.zeros(layout.shard_numel, dtype=torch.float32, device=some.device)
+        dtype = next(module.parameters()).dtype
+        names = {name for name, _ in module.named_parameters()}
+        assert {place.name for place in layout.placements} == names, "the teacher's group must match it"
+        for parameter in module.parameters():
+            parameter.data = parameter.data.new_empty(0)
+        self.module = module.eval().requires_grad_(False).to(device)
+        home = fragments[0].master.device if fragments else device
+        self.shard = torch.zeros(layout.shard_numel, dtype=torch.float32, device=home)
         self.fragments: list[tuple[Fragment, Tensor]] = [
             (piece, self.shard[piece.shard_offset : piece.shard_offset + piece.master.numel()]) for piece in fragments
         ]
-        self._pending: dist.Work | None = None
+        gather = make_gather(layout, self.shard, dtype, device, groups)
+        kind = GatheredWeights if gathered else ResidentWeights
+        self._weights: TeacherWeights = kind(module, layout.placements, gather)
         self.copy_student()
 
     @torch.no_grad()
@@ -60,20 +72,17 @@ class ShardedTeacher:
         """``teacher <- decay * teacher + (1 - decay) * student``; at decay 1 the teacher is frozen."""
         if decay >= 1.0:
             return
-        self.ready()  # the all-gather may still be reading the shard
+        self.ready()  # a gather may still be reading the shard
         lerp_([teacher for _, teacher in self.fragments], [student.master for student, _ in self.fragments], decay)
         self.refresh()
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Start the all-gather that brings the new average into ``module``; ``ready`` waits for it."""
-        self._pending = dist.all_gather_single(
-            self._whole, self.shard.to(self._whole.dtype), group=self._groups.dp_group, async_op=True
-        )
+        """Start bringing the new average into ``module``; ``ready`` waits for what must be there before it runs."""
+        self._weights.refresh()
 
+    @torch.no_grad()
     def ready(self) -> Data2Vec:
-        """``module``, with the weights of the last update."""
-        if self._pending is not None:
-            self._pending.wait()
-            self._pending = None
+        """``module``, with the weights of the last update, for one pass."""
+        self._weights.ready()
         return self.module

@@ -1,4 +1,4 @@
-"""DeepSpeed: the only module that imports it, or knows where its optimizers keep their tensors (0.19.8)."""
+"""DeepSpeed (0.19.8): the only module that imports it."""
 
 import contextlib
 import io
@@ -14,15 +14,16 @@ from torch import Tensor, nn
 
 from model.linear import cut_of
 from pretrain.environment import Processes
-from pretrain.parallel.fragments import FlatGroup, Fragment, Placement, pack
+from pretrain.parallel.fragments import Fragment
 from pretrain.parallel.groups import ProcessGroups
+from pretrain.parallel.zero_handles import FlatPartitions, Handles, Replicated, SplitPartitions
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """DeepSpeed announces itself on stdout and through its logger; only warnings of ours shall be seen."""
-    # it calls this at every step, and torch warns of each call
-    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*", category=FutureWarning)
+    # it calls these at every step, and torch warns of each call
+    warnings.filterwarnings("ignore", message=".*(all_gather_into|reduce_scatter)_tensor.*", category=FutureWarning)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
     with contextlib.redirect_stdout(io.StringIO()):
@@ -85,8 +86,16 @@ def _identity(answer: Any) -> Any:
 class StudentEngine:
     """The student under DeepSpeed: forward, backward, step, and this rank's fp32 fragments.
 
+    At stage 3 DeepSpeed cuts every parameter after the whole student was built: for a moment each rank holds all of
+    it, in the compute precision on its device and (``pretrain.build``'s initial weights) in fp32 in host memory.
+    From then on a parameter is whole only around its module's forward and backward, unless it is small or soon used
+    again (``zero_optimization.stage3_param_persistence_threshold``, ``stage3_max_reuse_distance``; a model of less
+    than the latter, 1e9 elements by default, stays whole from forward to backward). Its hooks are called by the
+    engine's forward: nothing may call the student around it. Where microbatches of several modalities alternate,
+    DeepSpeed's record of the order of modules never holds, so that it gathers without prefetching.
+
     Attributes:
-        groups: layout of every optimizer group's flat vector.
+        groups: layout of every optimizer group.
         fragments: what this rank owns, as live views; written in place when a run is resumed.
     """
 
@@ -109,9 +118,10 @@ class StudentEngine:
         """
         for weight in student.parameters():  # DeepSpeed's norm counts whole parameters once, of cut ones all parts
             weight.tensor_model_parallel = cut_of(weight) is not None  # type: ignore[attr-defined]
-        self._names: dict[Tensor, str] = {parameter: name for name, parameter in student.named_parameters()}
+        names: dict[Tensor, str] = {parameter: name for name, parameter in student.named_parameters()}
         self._autocast = autocast
-        self._device = next(student.parameters()).device
+        some = next(student.parameters())
+        self._device, self._dtype = some.device, some.dtype
         with _quiet():
             import deepspeed
 
@@ -122,16 +132,31 @@ class StudentEngine:
                 dist_init_required=False,
                 mpu=_ModelParallelUnit(groups) if groups.tp_size > 1 else None,
             )
-        self._stage = int(config["zero_optimization"]["stage"])
         self._adam = optimizer
-        for parameter in self._adam_parameters():
-            optimizer.state[parameter] = {
-                "step": torch.tensor(0.0),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
-        self.groups, self.fragments = self._replicated(groups) if self._stage == 0 else self._partitioned(groups)
-        self._assert_layout()
+        stage = int(config["zero_optimization"]["stage"])
+        self._handles: Handles
+        if stage == 0:
+            self._handles = Replicated(optimizer, names, groups)
+        elif stage < 3:
+            self._handles = FlatPartitions(self._engine.optimizer, optimizer, names, groups)
+        else:
+            self._handles = SplitPartitions(self._engine.optimizer, optimizer, names, groups)
+        self.groups, self.fragments = self._handles.groups, self._handles.fragments
+
+    @torch.no_grad()
+    def start_from(self, initial: dict[str, Tensor]) -> None:
+        """Set the fp32 weights, which DeepSpeed took from the student's: those may be rounded to bf16.
+
+        Args:
+            initial: by name the fp32 weights that the student was rounded from.
+        Raises:
+            RuntimeError: if DeepSpeed's tensors do not hold them where ``zero_handles`` looks.
+        """
+        for fragment in self.fragments:
+            expected = initial[fragment.name].reshape(-1)[fragment.start : fragment.stop].to(fragment.master.device)
+            if not torch.equal(fragment.master, expected.to(self._dtype).float()):
+                raise RuntimeError(f"DeepSpeed's layout is not the expected one: {fragment.name} differs")
+            fragment.master.copy_(expected)
 
     @property
     def module(self) -> nn.Module:
@@ -159,6 +184,7 @@ class StudentEngine:
         for group in self._adam.param_groups:
             group["lr"], group["eps"] = lr, eps
         self._engine.step()
+        self._handles.clear_gradients()
         return bool(self._engine.was_step_applied())
 
     def gradient_norm(self) -> float:
@@ -168,87 +194,14 @@ class StudentEngine:
     @property
     def adam_step(self) -> int:
         """Updates that the optimizer has made."""
-        return int(self._adam.state[self._adam_parameters()[0]]["step"].item())
-
-    def restore(self, adam_step: int) -> None:
-        """Make the student follow ``fragments`` after they were written, and count ``adam_step`` updates."""
-        for parameter in self._adam_parameters():
-            self._adam.state[parameter]["step"].fill_(adam_step)
-        if self._stage > 0:
-            self._engine.optimizer.update_lp_params()
-
-    def _adam_parameters(self) -> list[Tensor]:
-        return [parameter for group in self._adam.param_groups for parameter in group["params"]]
-
-    def _replicated(self, groups: ProcessGroups) -> tuple[list[FlatGroup], list[Fragment]]:
-        """Stage 0: every rank steps whole fp32 parameters; ownership is cut as stage 1 would cut it.
-
-        The fragments cover only this rank's share: enough for the teacher's shards and for writing a
-        checkpoint once. ``whole_fragments`` serves reading one.
-        """
-        flat, fragments = [], []
-        for number, group in enumerate(self._adam.param_groups):
-            parameters = {self._names[p]: p for p in group["params"]}
-            packed = pack([(name, tuple(p.shape), cut_of(p)) for name, p in parameters.items()], groups.dp_size)
-            flat.append(packed)
-            for place, start, stop, shard_offset in packed.owned(groups.dp_rank):
-                parameter = parameters[place.name]
-                views = [t.view(-1)[start:stop] for t in self._state(parameter)]
-                fragments.append(Fragment(place, start, number, shard_offset, *views))
-        return flat, fragments
+        return int(self._adam.state[self._handles.partitions[0]]["step"].item())
 
     def whole_fragments(self) -> list[Fragment]:
         """All that has to be written when a run is resumed: at stage 0 every parameter, else ``fragments``."""
-        if self._stage > 0:
-            return self.fragments
-        weights = {name: parameter for parameter, name in self._names.items()}
-        return [
-            Fragment(place, 0, number, -1, *(t.view(-1) for t in self._state(weights[place.name])))
-            for number, group in enumerate(self.groups)
-            for place in group.placements
-        ]
+        return self._handles.whole_fragments()
 
-    def _partitioned(self, groups: ProcessGroups) -> tuple[list[FlatGroup], list[Fragment]]:
-        """Stages 1 and 2: this rank's fp32 partition of every group is one flat tensor."""
-        flat, fragments = [], []
-        weights, members, partitions = self._handles()
-        for number, (whole, parameters, partition) in enumerate(zip(weights, members, partitions, strict=True)):
-            placements = tuple(
-                Placement(
-                    self._names[p],
-                    tuple(p.shape),
-                    int(p.data.storage_offset() - whole.storage_offset()),
-                    cut_of(p),
-                )
-                for p in parameters
-            )
-            layout = FlatGroup(placements, partition.numel())
-            flat.append(layout)
-            for place, start, stop, shard_offset in layout.owned(groups.dp_rank):
-                end = shard_offset + stop - start
-                views = [t[shard_offset:end] for t in self._state(partition)]
-                fragments.append(Fragment(place, start, number, shard_offset, *views))
-        return flat, fragments
-
-    def _handles(self) -> tuple[list[Tensor], list[list[Tensor]], list[Tensor]]:
-        """Per group: flat weights of all ranks, the parameters in them, this rank's fp32 partition."""
-        optimizer = self._engine.optimizer
-        if hasattr(optimizer, "fp32_groups_flat_partition"):  # BF16_Optimizer: bf16 at stage 1
-            return optimizer.bf16_groups_flat, optimizer.bf16_groups, optimizer.fp32_groups_flat_partition
-        return (
-            optimizer.bit16_groups_flat,
-            optimizer.round_robin_bit16_groups,
-            optimizer.single_partition_of_fp32_groups,
-        )
-
-    def _state(self, parameter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        state = self._adam.state[parameter]
-        return parameter.detach(), state["exp_avg"], state["exp_avg_sq"]
-
-    def _assert_layout(self) -> None:
-        """DeepSpeed's handles are internal: compare every fragment with the weights that it should hold."""
-        weights = {name: parameter for parameter, name in self._names.items()}
-        for fragment in self.fragments:
-            expected = weights[fragment.name].detach().reshape(-1)[fragment.start : fragment.stop]
-            if not torch.equal(fragment.master.to(expected.dtype), expected):
-                raise RuntimeError(f"DeepSpeed's layout is not the expected one: {fragment.name} differs")
+    def restore(self, adam_step: int) -> None:
+        """Make the student follow ``whole_fragments`` after they were written, and count ``adam_step`` updates."""
+        for partition in self._handles.partitions:
+            self._adam.state[partition]["step"].fill_(adam_step)
+        self._handles.publish()

@@ -10,11 +10,11 @@ from pretrain.parallel.deepspeed_config import deepspeed_config, read_user_json
 from pretrain.sections import OptimSection, ParallelSection, PrecisionSection
 
 
-def generate(stage: int, dtype: str, user: dict | None = None) -> dict:
+def generate(stage: int, dtype: str, user: dict | None = None, offload: str = "none") -> dict:
     return deepspeed_config(
         OptimSection(clip_norm=4.0),
         PrecisionSection(dtype=dtype),  # type: ignore[arg-type]
-        ParallelSection(zero_stage=stage),  # type: ignore[arg-type]
+        ParallelSection(zero_stage=stage, offload=offload),  # type: ignore[arg-type]
         microbatch_size=8,
         dp_size=2,
         user=user,
@@ -34,6 +34,31 @@ def test_stage_0_keeps_fp32_weights_and_leaves_clipping_to_the_optimizer() -> No
     assert config["gradient_clipping"] == 0.0
 
 
+def test_stage_3_leaves_torch_alone_and_offload_compiles_nothing() -> None:
+    config = generate(3, "bf16", offload="optimizer")
+    assert config["zero_optimization"] == {
+        "stage": 3,
+        "offload_optimizer": {"device": "cpu"},
+        "memory_efficient_linear": False,
+    }
+    assert config["zero_force_ds_cpu_optimizer"] is False
+    tuned = generate(3, "bf16", {"zero_optimization": {"offload_optimizer": {"pin_memory": True}}}, "optimizer")
+    assert tuned["zero_optimization"]["offload_optimizer"] == {"device": "cpu", "pin_memory": True}
+
+
+def test_offload_needs_sharded_state() -> None:
+    with pytest.raises(RunError, match=r"parallel.offload: .*zero_stage is 0; the nearest stage is 1"):
+        ParallelSection(zero_stage=0, offload="optimizer")
+
+
+@pytest.mark.parametrize(
+    ("stage", "teacher", "gathers"),
+    [(1, "auto", False), (3, "auto", True), (3, "resident", False), (0, "gathered", True)],
+)
+def test_the_teacher_is_gathered_at_stage_3_unless_told(stage: int, teacher: str, gathers: bool) -> None:
+    assert ParallelSection(zero_stage=stage, teacher=teacher).gathers_teacher is gathers  # type: ignore[arg-type]
+
+
 def test_user_json_tunes_what_the_config_does_not_own() -> None:
     user = {"zero_optimization": {"stage": "auto", "reduce_bucket_size": 1000}, "train_batch_size": 16}
     config = generate(2, "fp32", user)
@@ -48,6 +73,8 @@ def test_user_json_tunes_what_the_config_does_not_own() -> None:
         ({"train_batch_size": 64}, ["train_batch_size is 64", "gives 16"]),
         ({"optimizer": {"type": "Adam"}}, ["optimizer is"]),
         ({"fp16": {"enabled": True}}, ["fp16.enabled is true"]),
+        ({"zero_optimization": {"offload_param": {"device": "cpu"}}}, ["offload_param is", "gives null"]),
+        ({"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}, ["offload_optimizer.device is", "null"]),
     ],
 )
 def test_contradictions_name_both_values(user: dict, words: list[str]) -> None:
