@@ -12,8 +12,9 @@ from model.sections import DecoderConfig, ModalityConfig
 from pretrain.config import RunConfig
 from pretrain.errors import RunError
 
-_HARMLESS = ("init_std", "loss.weight", "mask.length", "mask.kind", "alibi.distance")
-"""Ends of fields that fairseq does not know or needs only for what it has: they change no trained weight's meaning."""
+_HARMLESS = ("init_std", "loss.weight", "mask.length", "audio.mask.kind", "alibi.distance")
+"""Ends of fields that do not come back: they say how weights began, weigh other modalities, do not count for the mask
+or the distances that the model has, or are told by the task (``precompute_mask_config``)."""
 _LOG_KEYS = ["ema_decay", "target_var", "pred_var", "model_norm", "ema_norm", "masked_pct"]
 
 
@@ -106,7 +107,8 @@ def _task(config: RunConfig, modality: str) -> dict[str, Any]:
         "min_sample_size": int(audio.min_seconds * audio.sample_rate),
         "max_sample_size": int(audio.max_seconds * audio.sample_rate),
         "normalize": audio.normalize,
-        "precompute_mask_config": {},
+        # without it the model draws spans
+        "precompute_mask_config": None if config.model.audio and config.model.audio.mask.kind == "span" else {},
     }
 
 

@@ -19,10 +19,11 @@ from pretrain.errors import RunError
 
 _STUBBED = re.compile(
     r"(omegaconf|fairseq|examples|hydra|argparse|enum|typing|numpy|pathlib)(\.\w+)+"
-    r"|_operator\.getitem|_codecs\.encode|copy_reg\._reconstructor|copyreg\._reconstructor"
+    r"|collections\.defaultdict|_operator\.getitem|_codecs\.encode|copy_reg\._reconstructor|copyreg\._reconstructor"
     r"|(builtins|__builtin__)\.(object|int|float|bool|str|bytes|dict|list|tuple|set|type)"
 )
 """Names whose place a stub may take."""
+_DEFAULTDICT = "collections.defaultdict"
 _INTERPOLATION = re.compile(r"\$\{([\w.]+)\}")
 
 
@@ -55,6 +56,11 @@ class _Stub:
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
+
+
+def _empty(*arguments: Any) -> dict[Any, Any]:
+    """Stands for a defaultdict, whose items come after it: torch fills in plain dictionaries only."""
+    return {}
 
 
 def read_file(path: Path) -> FairseqFile:
@@ -97,7 +103,7 @@ def _load(path: Path) -> Any:
     refused = sorted(name for name in names if not _STUBBED.fullmatch(name))
     if refused:
         raise _refused(path, refused[0])
-    stubs: list[Any] = [(type(name, (_Stub,), {}), name) for name in names]
+    stubs: list[Any] = [(_empty if name == _DEFAULTDICT else type(name, (_Stub,), {}), name) for name in names]
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(stubs):
             warnings.simplefilter("ignore")  # about old or foreign pickles; those that matter are errors

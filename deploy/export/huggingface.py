@@ -112,9 +112,10 @@ def export(
     inputs = example_inputs(only_model, config.data)
     head, weights = read_head(checkpoint) or (None, {})
     model = Model(load_encoder(checkpoint, only_model, source), head, weights)
-    exact = model.outputs(inputs)
-    round_parameters(model, DTYPES[dtype])
-    ours = model.outputs(inputs)
+    exact = ours = model.outputs(inputs)
+    if dtype != "fp32":
+        round_parameters(model, DTYPES[dtype])
+        ours = model.outputs(inputs)
     with new_folder(out) as folder:
         write_model(model, DTYPES[dtype], folder)
         missing = write_processors(folder, config, modality, head, tokenizer)

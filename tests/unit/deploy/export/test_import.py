@@ -1,5 +1,6 @@
 """fairseq's files as our checkpoints, and back: every tensor has its place, none changes a bit."""
 
+import dataclasses
 import re
 from collections import OrderedDict
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from deploy.export.fairseq_run import model_config, run_config
 from deploy.export.fairseq_state import POSITIONS_NAME
 from deploy.export.heads import read_head
 from model.positions import sincos_2d
+from model.sections import MaskConfig
 from pretrain.checkpoint.manifest import Manifest, damage
 from pretrain.checkpoint.store import locate, newest_whole
 from pretrain.checkpoint.weights import read_run_config, read_weights
@@ -36,6 +38,7 @@ from tests.unit.deploy.export.fairseq_files import (
     SYMBOLS,
     ctc,
     glue,
+    golden,
     half,
     imagenet,
     pretrained,
@@ -155,6 +158,36 @@ def test_every_recipe_survives_fairseqs_configuration(recipe: str) -> None:
     back = run_config(cfg, model)
     tiny = (f"data.{modality}", "model.encoder.init_std", f"model.{modality}.loss.cls_rows")
     assert differences(config, back, tiny if recipe.endswith("tiny") else ()) == []
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_configuration_has_every_option_of_fairseq(modality: str) -> None:
+    recipe = RECIPES[f"{modality}-base"]()
+    ours = fairseq_cfg(recipe, modality)["model"]
+    theirs = golden(mini(modality))[0]["model"]
+    assert options(ours) == options(theirs)
+
+
+def options(section: dict[str, Any], prefix: str = "") -> set[str]:
+    found = {prefix + name for name in section}
+    return found.union(*(options(v, f"{prefix}{n}.") for n, v in section.items() if isinstance(v, dict)))
+
+
+def test_what_fairseq_cannot_say_is_named() -> None:
+    config = RECIPES["text-base"]()
+    assert config.model.text is not None
+    blocks = dataclasses.replace(config.model.text, mask=MaskConfig(kind="block", prob=0.5, length=3))
+    model = dataclasses.replace(config.model, text=blocks)
+    with pytest.raises(RunError, match=r"fairseq has no option for model\.text\.mask\.kind"):
+        fairseq_cfg(dataclasses.replace(config, model=model), "text")
+
+
+def test_spans_of_audio_are_made_by_fairseqs_model() -> None:
+    config = RECIPES["audio-base"]()
+    assert config.model.audio is not None and fairseq_cfg(config, "audio")["task"]["precompute_mask_config"] == {}
+    spans = dataclasses.replace(config.model.audio, mask=MaskConfig(kind="span", prob=0.5, length=5))
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, audio=spans))
+    assert fairseq_cfg(config, "audio")["task"]["precompute_mask_config"] is None
 
 
 @pytest.mark.parametrize("config", CONFIGS)

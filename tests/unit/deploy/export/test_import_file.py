@@ -1,6 +1,7 @@
 """Reading files of ``torch.save``: nothing in them runs, and what is not weights becomes plain values."""
 
 import argparse
+import collections
 import enum
 import pickle
 import sys
@@ -69,7 +70,8 @@ class DictConfig:
     """Pickles as omegaconf's does: nodes below ``_content``, each knowing its parent."""
 
     def __init__(self, values: dict[str, Any], parent: Any = None) -> None:
-        self.__dict__["_metadata"] = {"object_type": dict, "flags": {}}
+        cache = collections.defaultdict(dict, {"env": {"PWD": "/home"}})
+        self.__dict__["_metadata"] = {"object_type": dict, "flags": {}, "resolver_cache": cache}
         self.__dict__["_parent"] = parent
         nodes = {name: DictConfig(v, self) if isinstance(v, dict) else AnyNode(v, self) for name, v in values.items()}
         self.__dict__["_content"] = nodes
