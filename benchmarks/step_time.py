@@ -21,10 +21,11 @@ import torch
 from model import ema
 from model.accounting import train_flops_per_sample
 from model.config import ModelConfig
-from model.data2vec import Data2Vec, StudentOutput
+from model.data2vec import Data2Vec
 from model.initialization import initialize
 from model.losses import objective
 from model.masking import split_views
+from model.outputs import StudentOutput
 from pretrain.masking import masking_of
 from pretrain.recipes.registry import recipe
 

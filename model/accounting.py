@@ -1,6 +1,7 @@
 """Parameters and FLOPs as arithmetic on the configuration. No torch."""
 
 import itertools
+from typing import NamedTuple
 
 from model.config import AudioConfig, ImageConfig, ModelConfig, TextConfig
 from model.sections import DecoderConfig, EncoderConfig, ModalityConfig
@@ -23,6 +24,17 @@ def tokens_of(config: ModalityConfig, length: int) -> int:
     return config.num_frames(length) if isinstance(config, AudioConfig) else length
 
 
+class Flops(NamedTuple):
+    """FLOPs of one training sample by what a pipeline keeps together."""
+
+    first: int
+    """Frontend with its prenet."""
+    block: int
+    """Each shared block."""
+    last: int
+    """Decoder."""
+
+
 def train_flops_per_sample(config: ModelConfig, modality: str, length: int, num_kept: int | None = None) -> int:
     """FLOPs of one training sample: teacher forward once, student forward and backward on every view.
 
@@ -35,20 +47,22 @@ def train_flops_per_sample(config: ModelConfig, modality: str, length: int, num_
         length: of its raw input, as in ``tokens_of``.
         num_kept: tokens V that a view keeps; None for what its masks keep.
     """
+    parts = train_flops_by_part(config, modality, length, num_kept)
+    return parts.first + config.encoder.depth * parts.block + parts.last
+
+
+def train_flops_by_part(config: ModelConfig, modality: str, length: int, num_kept: int | None = None) -> Flops:
+    """The same, in parts."""
     side, encoder = config.modalities[modality], config.encoder
     num_tokens = tokens_of(side, length)
     if num_kept is None:
         num_kept = num_tokens - side.mask.num_removed(num_tokens)
-    num_blocks = side.prenet_depth + encoder.depth
     local, positions = _local_flops(side, encoder.dim, length), _position_flops(side, encoder.dim, num_tokens)
     owned = {"frontend": local + positions, "context": positions, "encoder": 0}[side.teacher_scope]
-    teacher = owned + num_blocks * _block_flops(encoder, side.num_extra_tokens + num_tokens)
-    view = (
-        positions
-        + num_blocks * _block_flops(encoder, side.num_extra_tokens + num_kept)
-        + _decoder_flops(side, encoder.dim, num_tokens)
-    )
-    return teacher + 3 * (local + side.num_views * view)
+    teacher = _block_flops(encoder, side.num_extra_tokens + num_tokens)
+    block = teacher + 3 * side.num_views * _block_flops(encoder, side.num_extra_tokens + num_kept)
+    first = owned + 3 * (local + side.num_views * positions) + side.prenet_depth * block
+    return Flops(first, block, 3 * side.num_views * _decoder_flops(side, encoder.dim, num_tokens))
 
 
 def _block_parameters(encoder: EncoderConfig) -> int:

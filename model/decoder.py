@@ -7,16 +7,21 @@ from torch import Tensor, nn
 
 from model.convolution import ConvLayer1d, ConvLayer2d
 from model.masking import Views, take
+from model.positions import sincos_2d
 from model.sections import DecoderConfig
 
 
 class Decoder(nn.Module):
     """Convolutions over the sequence, or the grid of an image, with residuals; then linears back to D."""
 
+    positions: Tensor
+    """(1, T, D), if they are added here."""
+
     def __init__(self, config: DecoderConfig, dim: int, grid_size: int | None = None) -> None:
         """Args: the decoder's config, width D of tokens and targets, side of the grid or None for a sequence."""
         super().__init__()
         self._residual = config.residual
+        self._where = config.add_positions
         self._grid_size = grid_size
         layer = ConvLayer1d if grid_size is None else ConvLayer2d
         widths = [dim, *([config.dim] * config.num_layers)]
@@ -25,6 +30,9 @@ class Decoder(nn.Module):
             layer(before, after, config.kernel, config.groups) for before, after in itertools.pairwise(widths)
         )
         self.projection = _projection(config, dim)
+        if config.add_positions != "none":
+            assert grid_size is not None
+            self.register_buffer("positions", sincos_2d(grid_size, dim), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Full sequences (N, T, D) -> predictions (N, T, D)."""
@@ -46,6 +54,13 @@ class Decoder(nn.Module):
             (N, T, D).
         """
         return take(torch.cat([self.dropout(kept), noise], dim=1), views.restore)
+
+    def add_positions(self, full: Tensor, views: Views) -> Tensor:
+        """Full sequences (N, T, D) with the fixed positions of images, where the configuration wants them."""
+        if self._where == "none":
+            return full
+        positions = self.positions.to(full.dtype)
+        return full + (positions * views.mask.unsqueeze(-1) if self._where == "masked" else positions)
 
 
 def _projection(config: DecoderConfig, dim: int) -> nn.Module:

@@ -5,13 +5,21 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from model.attention import Attention
+from model.bias import LayerBias
 from model.linear import LinearFactory
 from model.sections import EncoderConfig
 
-LayerBias = Callable[[int], Tensor | None]
-"""Number of a block -> its attention bias."""
+Observe = Callable[[Tensor, Tensor], None]
+"""Takes a block's output and its MLP's output."""
+Reseed = Callable[[int], None]
+"""Starts the stream of random numbers (dropout) of a part of the network, by its number."""
+
+
+def one_stream(part: int) -> None:
+    """A ``Reseed`` that leaves all parts in one stream."""
 
 
 class Mlp(nn.Module):
@@ -35,7 +43,13 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Post-LN block (fairseq ``AltBlock`` with ``layer_norm_first: false``)."""
+    """Post-LN block (fairseq ``AltBlock`` with ``layer_norm_first: false``).
+
+    Attributes:
+        recompute: keep the block's input only, and compute the rest of what the backward pass needs a second time.
+    """
+
+    recompute = False
 
     def __init__(self, config: EncoderConfig, linears: LinearFactory) -> None:
         """Args: the encoder's config; who makes linears."""
@@ -48,19 +62,27 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         """Tokens (N, T, D) -> the block's output and its MLP's output, both (N, T, D)."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._compute, x, bias, use_reentrant=False)
+        return self._compute(x, bias)
+
+    def _compute(self, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         hidden = self.norm1(x + self.attention(x, bias))
         inner = self.mlp(hidden)
         return self.norm2(hidden + self.dropout(inner)), inner
 
 
 class Encoder(nn.Module):
-    """Blocks that all modalities share."""
+    """Blocks that all modalities share, or a stretch of them."""
 
-    def __init__(self, config: EncoderConfig, linears: LinearFactory) -> None:
-        """Args: the encoder's config; who makes linears."""
+    def __init__(self, config: EncoderConfig, linears: LinearFactory, numbers: range) -> None:
+        """Args: the encoder's config; who makes linears; which blocks there are here, the others are None."""
         super().__init__()
         self.dropout = nn.Dropout(config.input_dropout)
-        self.blocks = nn.ModuleList(Block(config, linears) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(
+            Block(config, linears) if number in numbers else None  # type: ignore[misc]
+            for number in range(config.depth)
+        )
 
     def forward(
         self,
@@ -68,25 +90,30 @@ class Encoder(nn.Module):
         bias: LayerBias,
         *,
         skipped: frozenset[int] = frozenset(),
-        observe: Callable[[Tensor, Tensor], None] | None = None,
+        observe: Observe | None = None,
+        reseed: Reseed = one_stream,
     ) -> Tensor:
-        """Run all blocks.
+        """Run the blocks that are here.
 
         Args:
-            x: (N, T, D).
+            x: (N, T, D), input of the first of them.
             bias: attention bias by number of shared block.
             skipped: numbers of shared blocks that are left out.
             observe: called with every block's output and MLP output, in order.
+            reseed: called with the number of every block before it runs.
         """
-        return run_blocks(self.blocks, self.dropout(x), bias, skipped, observe)
+        if self.blocks[0] is not None:
+            x = self.dropout(x)
+        return run_blocks(self.blocks, x, bias, skipped, observe, reseed)
 
 
 def run_blocks(
-    blocks: Iterable[nn.Module],
+    blocks: Iterable[nn.Module | None],
     x: Tensor,
     bias: LayerBias,
     skipped: frozenset[int],
-    observe: Callable[[Tensor, Tensor], None] | None = None,
+    observe: Observe | None = None,
+    reseed: Reseed = one_stream,
 ) -> Tensor:
     """Blocks one after the other; arguments as of ``Encoder.forward``.
 
@@ -94,10 +121,13 @@ def run_blocks(
     flat shards, and hooks that wait for every gradient, then treat a step with skipped blocks as any other.
     """
     for number, block in enumerate(blocks):
+        if block is None:
+            continue
         if number in skipped:
             nothing, _ = block(x[:0], None)
             x = torch.cat([x, nothing])
             continue
+        reseed(number)
         x, inner = block(x, bias(number))
         if observe is not None:
             observe(x, inner)

@@ -1,5 +1,6 @@
-"""Initial weights, drawn on the CPU from one seed in the order of the parameters' names (facts section 1.10)."""
+"""Initial weights, drawn on the CPU; the seed and a module's name decide them (facts section 1.10)."""
 
+import hashlib
 import math
 
 import torch
@@ -21,16 +22,17 @@ _RESET = ("decoders.image.projection", "decoders.audio.projection", "audio.local
 def initialize(model: Data2Vec, seed: int) -> None:
     """Draw every parameter: the reference's "BERT init" with its later resets.
 
-    A parameter that is a part of a whole gets its part of what the whole would be, so that the weights do not depend
-    on how the model is cut.
+    A parameter that is a part of a whole gets its part of what the whole would be, and a module that other pipeline
+    stages have draws nothing here, so that the weights do not depend on how the model is cut.
 
     Args:
         model: on the CPU.
         seed: of the run.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator()
     std = model.config.encoder.init_std
     for name, module in model.named_modules():
+        generator.manual_seed(_key(seed, name))
         if isinstance(module, Frontend):
             _frontend(module, model, name.rpartition(".")[2], generator)
         elif isinstance(module, ConvLayer1d | ConvLayer2d):
@@ -50,6 +52,10 @@ def initialize(model: Data2Vec, seed: int) -> None:
         elif isinstance(module, nn.LayerNorm):
             module.weight.fill_(1.0)
             module.bias.zero_()
+
+
+def _key(seed: int, name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest())
 
 
 def _normal(weight: Tensor, std: float, generator: torch.Generator, zero_row: int | None = None) -> None:

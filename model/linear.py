@@ -82,6 +82,10 @@ class LinearFactory(Protocol):
         """Token numbers -> whole vectors; the padding's row gets no gradient."""
         ...
 
+    def shared(self, x: Tensor) -> Tensor:
+        """A whole tensor of which each rank uses what its heads need: its gradient is the sum over the ranks."""
+        ...
+
     def own_draws(self, device: torch.device) -> AbstractContextManager[None]:
         """Inside, random numbers differ between ranks; outside they are the same on all."""
         ...
@@ -104,6 +108,10 @@ class PlainLinears:
     def embedding(self, num_embeddings: int, dim: int, padding_index: int) -> nn.Module:
         """``nn.Embedding``."""
         return nn.Embedding(num_embeddings, dim, padding_idx=padding_index)
+
+    def shared(self, x: Tensor) -> Tensor:
+        """As it is."""
+        return x
 
     def own_draws(self, device: torch.device) -> AbstractContextManager[None]:
         """Nothing to separate."""

@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.config import ImageConfig
-from model.data2vec import StudentOutput, patchify
+from model.data2vec import patchify
 from model.masking import Views, take
+from model.outputs import StudentOutput
 from model.sections import LossConfig, ModalityConfig
 
 

@@ -4,17 +4,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from model.encoder import Block, LayerBias, run_blocks
-from model.linear import Cut, LinearFactory, mark_cut
+from model.bias import AttentionBias, LayerBias
+from model.encoder import Block, run_blocks
+from model.linear import LinearFactory, mark_cut
 from model.masking import Views, take
-from model.positions import alibi_slopes, distances_1d
 from model.sections import EncoderConfig, ModalityConfig
-
-_PADDED = -1e30
-"""Bias of a padded key. Its weight is exactly 0 in every precision; and a view that happens to keep nothing but
-padding stays finite, as it would not with minus infinity."""
 
 
 class Context(NamedTuple):
@@ -41,17 +36,13 @@ class Frontend(nn.Module):
         """Args: this modality; the shared encoder; who makes linears; whether tokens are normed before the prenet."""
         super().__init__()
         self.num_extra_tokens = config.num_extra_tokens
-        self.alibi = config.alibi
-        self._heads = Cut(0, linears.rank, linears.size, encoder.num_heads)
+        self._bias = AttentionBias(config, encoder, linears)
         if config.num_extra_tokens:
             self.extra_tokens = nn.Parameter(torch.empty(1, config.num_extra_tokens, encoder.dim))
-        if config.alibi is not None:
-            layers = config.prenet_depth + encoder.depth if config.alibi.per_layer else 1
-            heads = encoder.num_heads // linears.size if config.alibi.per_head else 1
-            scale = torch.full((layers, 1, heads, 1, 1), config.alibi.scale)
+        if config.alibi is not None and self._bias.scale_shape is not None:
+            scale = torch.full(self._bias.scale_shape, config.alibi.scale)
             self.alibi_scale = nn.Parameter(scale, requires_grad=config.alibi.learned)
-            if config.alibi.per_head and linears.size > 1:
-                mark_cut(self.alibi_scale, Cut(2, linears.rank, linears.size, encoder.num_heads))
+            mark_cut(self.alibi_scale, self._bias.scale_cut)
         self.norm = nn.LayerNorm(encoder.dim, eps=encoder.norm_eps) if has_norm else nn.Identity()
         self.dropout = nn.Dropout(config.prenet_dropout)
         self.blocks = nn.ModuleList(Block(encoder, linears) for _ in range(config.prenet_depth))
@@ -67,10 +58,6 @@ class Frontend(nn.Module):
         """Tokens (B, T, D) with their positions, those that the views keep: (N, V, D); all of them without views."""
         raise NotImplementedError
 
-    def distances(self, tokens: Tensor) -> Tensor:
-        """What ALiBi's slopes are multiplied with: token numbers (N, V) -> (N, V, V) fp32."""
-        return distances_1d(tokens)
-
     def contextualize(
         self, tokens: Tensor, views: Views | None, padding: Tensor | None, skipped: frozenset[int] = frozenset()
     ) -> Context:
@@ -85,38 +72,10 @@ class Frontend(nn.Module):
         x = self.positioned(tokens, views)
         if self.num_extra_tokens:
             x = torch.cat([self.extra_tokens.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
-        bias = self._layer_bias(tokens, views, padding)
+        scale = getattr(self, "alibi_scale", None)
+        bias = self._bias(scale, tokens.shape[1], views, padding, tokens.device)
         x = run_blocks(self.blocks, self.dropout(self.norm(x)), bias, skipped)
         return Context(x, lambda number: bias(len(self.blocks) + number))
-
-    def _layer_bias(self, tokens: Tensor, views: Views | None, padding: Tensor | None) -> LayerBias:
-        """Bias by number of a block, prenet first: that of the distances and that of padding."""
-        padded = self._padding_bias(views, padding)
-        if self.alibi is None:
-            return lambda number: padded
-        kept = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0) if views is None else views.kept
-        slopes = self._heads.of(alibi_slopes(self._heads.whole, tokens.device)).view(1, -1, 1, 1)
-        extra = (self.num_extra_tokens, 0, self.num_extra_tokens, 0)  # they are at no distance from anything
-        whole = functional.pad(-slopes * self.distances(kept).unsqueeze(1), extra)
-        scales = self.alibi_scale.float().clamp_min(0)
-
-        def scaled(number: int) -> Tensor:
-            bias = whole * scales[number]
-            return bias if padded is None else bias + padded
-
-        if len(scales) > 1:
-            return scaled
-        once = scaled(0)
-        return lambda number: once
-
-    def _padding_bias(self, views: Views | None, padding: Tensor | None) -> Tensor | None:
-        """(N, 1, 1, ex + V) fp32, or None."""
-        if padding is None:
-            return None
-        if views is not None:
-            padding = padding.repeat_interleave(len(views.kept) // len(padding), dim=0).gather(1, views.kept)
-        bias = torch.zeros(padding.shape, device=padding.device).masked_fill_(padding, _PADDED)
-        return functional.pad(bias, (self.num_extra_tokens, 0))[:, None, None, :]
 
 
 def kept_tokens(tokens: Tensor, views: Views | None) -> Tensor:

@@ -6,7 +6,7 @@ from model.config import ImageConfig
 from model.linear import LinearFactory
 from model.masking import Views
 from model.modalities.base import Frontend, kept_tokens
-from model.positions import distances_2d, sincos_2d
+from model.positions import sincos_2d
 from model.sections import EncoderConfig
 
 
@@ -23,7 +23,7 @@ class Patches(nn.Conv2d):
 
 
 class ImageFrontend(Frontend):
-    """Patches, table of positions, ALiBi over the grid."""
+    """Patches and a table of positions."""
 
     positions: Tensor
     """(1, T, D), added to the tokens."""
@@ -35,13 +35,7 @@ class ImageFrontend(Frontend):
         super().__init__(config, encoder, linears, has_norm=True)
         self.local = Patches(config, encoder.dim) if has_local else None
         self.register_buffer("positions", sincos_2d(config.grid_size, encoder.dim))
-        self._grid_size = config.grid_size
 
     def positioned(self, tokens: Tensor, views: Views | None) -> Tensor:
         """The fixed positions are added before tokens are removed."""
         return kept_tokens(tokens + self.positions.to(tokens.dtype), views)
-
-    def distances(self, tokens: Tensor) -> Tensor:
-        """Between cells of the grid; made anew, for a buffer would be rounded with the weights to bf16."""
-        assert self.alibi is not None
-        return distances_2d(tokens, self._grid_size, self.alibi.distance)

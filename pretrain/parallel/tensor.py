@@ -11,6 +11,7 @@ from megatron.core.tensor_parallel.layers import (
     RowParallelLinear,
     VocabParallelEmbedding,
 )
+from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
 from torch import Tensor, nn
 
 from model.linear import Cut, EmbeddingPart, LinearPart, mark_cut
@@ -51,6 +52,10 @@ class MegatronLinears:
         table.padding_index = padding_index
         self._mark(table.weight, 0, num_embeddings)
         return table
+
+    def shared(self, x: Tensor) -> Tensor:
+        """Identity; its backward pass sums over the ranks."""
+        return copy_to_tensor_model_parallel_region(x, self._group)
 
     @contextlib.contextmanager
     def own_draws(self, device: torch.device) -> Iterator[None]:
