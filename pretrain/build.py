@@ -10,9 +10,12 @@ import torch
 from data_pipelines.atomic import replacing
 from data_pipelines.loader import build_loader
 from data_pipelines.mixture import Mixture
+from data_pipelines.shards.paths import expand_path
+from data_pipelines.tokenizers.load import stored_vocab_size
 from model.data2vec import Data2Vec
 from model.initialization import initialize
 from model.linear import PLAIN, LinearFactory
+from pretrain.accumulation import Schedule, SequentialSchedule
 from pretrain.checkpoint.manifest import Manifest
 from pretrain.checkpoint.state import TrainState, choose, restore, save
 from pretrain.checkpoint.weights import read_run_config
@@ -27,7 +30,9 @@ from pretrain.parallel.deepspeed_config import deepspeed_config
 from pretrain.parallel.grid import Grid, make_grid
 from pretrain.parallel.groups import ProcessGroups, make_groups
 from pretrain.parallel.linears import ReleasingLinears
+from pretrain.parallel.stages import Work, stages_of
 from pretrain.parallel.teacher import ShardedTeacher
+from pretrain.parallel.watch import Watch
 from pretrain.parallel.zero import StudentEngine, join_processes
 from pretrain.preempt import StopRequest
 from pretrain.task import Data2VecTask
@@ -82,11 +87,13 @@ def build_trainer(
         dp_size=grid.dp_size,
         user=user_deepspeed,
     )
+    check_vocabulary(config)
     start = dict.fromkeys(config.model.modalities, 0)
     build_mixture(config, grid, processes.rank, start).close()  # unusable shards are found before weights are allocated
     device, backend = choose_device(processes)
     join_processes(processes, backend)
-    groups = make_groups(grid)
+    groups = make_groups(grid, config.parallel.timeout_seconds)
+    watch = Watch(groups.place, config.parallel.timeout_seconds)
     checkpoint, refused = choose(run_dir, groups)
     if resume == "never" and (checkpoint or refused):
         raise RunError(f"{run_dir} already holds checkpoints; choose another --run-dir, or --resume auto")
@@ -96,7 +103,8 @@ def build_trainer(
         with replacing(run_dir / "deepspeed.json") as stream:
             stream.write(json.dumps(ds_config, indent=2).encode() + b"\n")
 
-    engine, teacher = build_networks(config, ds_config, groups, device)
+    with watch.phase("building the networks"):
+        engine, teacher = build_networks(config, ds_config, groups, device)
     state = restore(checkpoint, engine, teacher) if checkpoint else TrainState(positions=start)
     log = RunLog(
         run_dir,
@@ -128,10 +136,12 @@ def build_trainer(
             logging=config.logging,
         ),
         task=task,
+        schedule=make_schedule(task, engine, teacher, groups, device, DTYPES[config.precision.dtype], watch),
         engine=engine,
         teacher=teacher,
         mixture=build_mixture(config, grid, processes.rank, state.positions),
         groups=groups,
+        watch=watch,
         log=log,
         throughput=Throughput(num_devices=groups.world_size, max_steps=config.training.max_steps),
         stop=stop,
@@ -148,12 +158,17 @@ def build_networks(
     linears = make_linears(groups)
     stage = config.parallel.zero_stage
     releases = stage == 3 and groups.tp_size == 1  # megatron's linears do
-    student = Data2Vec(config.model, linears=ReleasingLinears() if releases else linears)
+    numbers = stages_of(config.model, typical_work(config), pp_size=groups.pp_size, tp_size=groups.tp_size)[
+        groups.pp_rank
+    ]
+    student = Data2Vec(config.model, linears=ReleasingLinears() if releases else linears, numbers=numbers)
     initialize(student, config.training.seed)
+    if config.parallel.recompute:
+        student.recompute_blocks()
     initial = {name: parameter.detach().clone() for name, parameter in student.named_parameters()}
     dtype = DTYPES[config.precision.dtype]
     student = student.to(device, dtype if stage > 0 else torch.float32)
-    teacher = Data2Vec(config.model, role="teacher", linears=linears).to(dtype)
+    teacher = Data2Vec(config.model, role="teacher", linears=linears, numbers=numbers).to(dtype)
     teacher_names = {name for name, _ in teacher.named_parameters()}
     optimizer = make_optimizer(student, teacher_names, config.optim, stage, groups.tp_group)
     autocast = dtype if stage == 0 and dtype != torch.float32 else None
@@ -164,6 +179,37 @@ def build_networks(
     return engine, ShardedTeacher(teacher, layout, own, groups, device, gathered=gathered)
 
 
+def typical_work(config: RunConfig) -> dict[str, Work]:
+    """What a step takes of each modality; audio as recordings of the greatest length, which fill its batches."""
+    work = {name: Work(config.units_per_step(name), 0) for name in config.model.modalities}
+    if config.model.image is not None:
+        work["image"] = work["image"]._replace(length=config.model.image.image_size)
+    if config.data.audio is not None:
+        audio = config.data.audio
+        recordings = work["audio"].num_samples * audio.batch_seconds / audio.max_seconds
+        work["audio"] = Work(recordings, int(audio.max_seconds * audio.sample_rate))
+    if config.data.text is not None:
+        work["text"] = work["text"]._replace(length=config.data.text.tokens_per_sample)
+    return work
+
+
+def make_schedule(
+    task: Data2VecTask,
+    engine: StudentEngine,
+    teacher: ShardedTeacher,
+    groups: ProcessGroups,
+    device: torch.device,
+    dtype: torch.dtype,
+    watch: Watch,
+) -> Schedule:
+    """One microbatch after the other, or a pipeline if the model is cut into stages."""
+    if groups.pp_size == 1:
+        return SequentialSchedule(task, engine, watch)
+    from pretrain.pipelined import PipelineSchedule  # megatron takes seconds to import
+
+    return PipelineSchedule(task, engine, teacher, groups, device=device, dtype=dtype, watch=watch)
+
+
 def make_linears(groups: ProcessGroups) -> LinearFactory:
     """Torch's own linears, or megatron's where several ranks share one model."""
     if groups.tp_size == 1:
@@ -171,6 +217,23 @@ def make_linears(groups: ProcessGroups) -> LinearFactory:
     from pretrain.parallel.tensor import MegatronLinears  # megatron takes seconds to import
 
     return MegatronLinears(groups)
+
+
+def check_vocabulary(config: RunConfig) -> None:
+    """See that the model knows every token of the tokenizer that prepared its text.
+
+    Raises:
+        RunError: if not; DataError if there are no shards.
+    """
+    if config.model.text is None:
+        return
+    path = config.data.path_of("text")
+    known, used = config.model.text.vocab_size, stored_vocab_size(expand_path(path)[0].parent)
+    if used is not None and used > known:
+        raise RunError(
+            f"model.text.vocab_size: {known:,} is less than the {used:,} tokens of the tokenizer in {path}; "
+            f"set --model.text.vocab-size {used}"
+        )
 
 
 def build_mixture(config: RunConfig, grid: Grid, rank: int, positions: dict[str, int]) -> Mixture:
@@ -212,4 +275,5 @@ def _describe(config: RunConfig, groups: ProcessGroups, device: torch.device, ch
     where = f"{groups.world_size} x {torch.cuda.get_device_name(device) if device.type == 'cuda' else 'cpu'}"
     begin = f" from {checkpoint.name}" if checkpoint else ""
     cut = f", each model on {groups.tp_size}" if groups.tp_size > 1 else ""
+    cut += f", in {groups.pp_size} stages" if groups.pp_size > 1 else ""
     return f"{config.name}{begin} on {where}{cut}, ZeRO {config.parallel.zero_stage}, {config.precision.dtype}"

@@ -10,19 +10,25 @@ from model.linear import cut_of
 from pretrain.sections import OptimSection
 
 TEACHER_GROUP, STUDENT_ONLY_GROUP = 0, 1
+FILLER = "filler"
+"""Name of a parameter that nothing reads and no checkpoint holds."""
 
 
 def parameter_groups(student: nn.Module, teacher_names: set[str]) -> list[dict[str, object]]:
     """Trainable parameters in two groups: those the teacher has too, and the rest (decoders).
 
-    The teacher's shards follow the optimizer's cut of a group, so a group must not mix the two.
+    The teacher's shards follow the optimizer's cut of a group, so a group must not mix the two. A stage of a pipeline
+    may have nothing but what the teacher has: then the student gets a filler for the second group, because DeepSpeed
+    reduces the gradient norm group by group over all stages.
     All get weight decay, as the reference really does (data2vec2-facts.md, trap 1).
     """
     named = [(name, p) for name, p in student.named_parameters() if p.requires_grad]
-    return [
-        {"params": [p for name, p in named if name in teacher_names]},
-        {"params": [p for name, p in named if name not in teacher_names]},
-    ]
+    shared = [p for name, p in named if name in teacher_names]
+    own = [p for name, p in named if name not in teacher_names]
+    if not own:
+        own = [nn.Parameter(torch.zeros_like(shared[0].flatten()[:1]))]
+        student.register_parameter(FILLER, own[0])
+    return [{"params": shared}, {"params": own}]
 
 
 class ClippingAdamW(torch.optim.AdamW):

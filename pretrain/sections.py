@@ -66,6 +66,8 @@ class ParallelSection:
 
     tp_size: int = 1
     """Processes that share one model, cut by heads and hidden units; the others are data parallel."""
+    pp_size: int = 1
+    """Stages of a pipeline that each model is cut into, by blocks; microbatches go through one after the other."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """What DeepSpeed shards over data-parallel ranks: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too."""
     teacher: Literal["auto", "resident", "gathered"] = "auto"
@@ -73,8 +75,14 @@ class ParallelSection:
     offload: Literal["none", "optimizer"] = "none"
     """What lives in host memory: nothing, or fp32 weights, moments and teacher shards, stepped on the CPU."""
 
+    recompute: bool = False
+    """Keep only the input of every block of the student and compute the rest again in the backward pass."""
+    timeout_seconds: int = 1800
+    """How long a process waits for others before the run ends with an error."""
+
     def __post_init__(self) -> None:
-        _require(self.tp_size >= 1, "parallel.tp_size", f"must be at least 1, got {self.tp_size}")
+        for name in ("tp_size", "pp_size", "timeout_seconds"):
+            _require(getattr(self, name) >= 1, f"parallel.{name}", f"must be at least 1, got {getattr(self, name)}")
         _require(
             self.offload == "none" or self.zero_stage > 0,
             "parallel.offload",

@@ -1,5 +1,7 @@
 """data2vec 2.0 on one microbatch: the only place where a batch meets the model."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -9,9 +11,11 @@ from data_pipelines.batches.base import Batch
 from data_pipelines.order import stream_key
 from model.accounting import train_flops_per_sample
 from model.config import ModelConfig
-from model.data2vec import StudentOutput
+from model.data2vec import Data2Vec, as_is
 from model.losses import LossTerm, objective, term_counts
 from model.masking import Views, split_views, take
+from model.outputs import LocalOutput, StageOutput, StudentOutput, TeacherOutput
+from model.sections import ModalityConfig
 from pretrain.parallel.teacher import ShardedTeacher
 from pretrain.parallel.zero import StudentEngine
 
@@ -20,18 +24,42 @@ _NOISE, _DROPOUT, _LAYER = 0x6E6F697365, 0x64726F70, 0x6C61796572
 
 
 class Observation(NamedTuple):
-    """Detached tensors of one microbatch, for spread and health."""
+    """Detached tensors of one microbatch, for spread and health; each where its part of the model is."""
 
-    prediction: Tensor
+    prediction: Tensor | None = None
     """(N, R, D) at the removed tokens."""
-    target: Tensor
+    target: Tensor | None = None
     """(N, R, D)."""
-    frontend: Tensor
+    frontend: Tensor | None = None
     """(B, T, D) tokens before positions and masking."""
-    student: Tensor
+    student: Tensor | None = None
     """(N, V, D) encoder output without extra tokens."""
-    teacher: Tensor
+    teacher: Tensor | None = None
     """(B, T, D) encoder output without extra tokens."""
+
+
+@dataclass(frozen=True)
+class Microbatch:
+    """A batch on its device, and all that is drawn for it."""
+
+    batch: Batch
+    source: Tensor
+    """Raw input in the precision of the networks."""
+    views: Views
+    noise_seeds: list[int]
+    """One per sample."""
+    skipped: frozenset[int]
+    """Blocks that this step leaves out, prenet first."""
+    dropout_key: int
+
+    @property
+    def modality(self) -> str:
+        """The batch's."""
+        return self.batch.modality
+
+    def reseed(self, part: int) -> None:
+        """Start the stream of dropout of one part of the network: the same whatever rank runs which parts."""
+        torch.manual_seed(self.dropout_key + part)
 
 
 class Data2VecTask:
@@ -72,7 +100,22 @@ class Data2VecTask:
         return len(batch.source) * each
 
     def __call__(self, batch: Batch, position: int) -> tuple[dict[str, LossTerm], Observation]:
-        """Loss terms of one microbatch by label (sums over its own tokens and rows).
+        """Loss terms of one microbatch by label (sums over its own tokens and rows), where the whole model is.
+
+        Args:
+            batch: in host memory.
+            position: as of ``microbatch``.
+        """
+        given = self.microbatch(batch, position)
+        student = self.student(given)
+        assert isinstance(student, StudentOutput)
+        goal = self._teacher.ready().targets(
+            given.source, student, modality=given.modality, padding=given.batch.padding
+        )
+        return self.terms(given, student, goal.targets), self.observation(given, student, goal)
+
+    def microbatch(self, batch: Batch, position: int) -> Microbatch:
+        """A batch with all that is drawn for it, on the device.
 
         Args:
             batch: in host memory.
@@ -80,31 +123,72 @@ class Data2VecTask:
                 that both are the same for every layout. Dropout is keyed by the microbatch, and so the same for
                 layouts that cut the same microbatches.
         """
-        side, modality = self._config.modalities[batch.modality], batch.modality
         noise_seeds = [stream_key(self._seed, _NOISE, position, int(sample)) for sample in batch.sample]
+        key = stream_key(self._seed, _DROPOUT, batch.position)
+        skipped = self._skipped(batch.modality, position)
         batch = batch.to(self._device, non_blocking=True)
         source = batch.source.to(self._dtype) if batch.source.is_floating_point() else batch.source
-        views = split_views(batch.mask, batch.num_kept)
-        torch.manual_seed(stream_key(self._seed, _DROPOUT, batch.position))
-        student: StudentOutput = self._engine(
-            source,
-            views,
-            self._noise(noise_seeds, views, side.decoder.noise_std),
-            modality=modality,
-            padding=batch.padding,
-            skipped=self._skipped(modality, position),
+        return Microbatch(batch, source, split_views(batch.mask, batch.num_kept), noise_seeds, skipped, key)
+
+    def student(
+        self, given: Microbatch, hidden: Tensor | None = None, leave: Callable[[Tensor], Tensor] = as_is
+    ) -> StudentOutput | StageOutput:
+        """The student's part that is here; ``hidden`` and ``leave`` as of ``Data2Vec.forward``."""
+        output: StudentOutput | StageOutput = self._engine(
+            given.source,
+            given.views,
+            self._noise(given) if self.network.is_last else None,
+            modality=given.modality,
+            padding=given.batch.padding,
+            skipped=given.skipped,
+            reseed=given.reseed,
+            hidden=hidden,
+            leave=leave,
         )
-        goal = self._teacher.ready().targets(source, student, modality=modality, padding=batch.padding)
-        terms = objective(side, student, goal.targets, views, batch.source)
-        num_extra = side.num_extra_tokens
-        seen = Observation(
+        return output
+
+    def local_output(self, given: Microbatch) -> LocalOutput | None:
+        """What a teacher that runs before the student needs of it, if anything."""
+        if self._side(given).teacher_scope == "frontend":
+            return None
+        return self.network.local_output(
+            given.source,
+            modality=given.modality,
+            padding=given.batch.padding,
+            skipped=given.skipped,
+            reseed=given.reseed,
+        )
+
+    def terms(self, given: Microbatch, student: StudentOutput, targets: Tensor) -> dict[str, LossTerm]:
+        """Loss terms by label."""
+        terms = objective(self._side(given), student, targets, given.views, given.batch.source)
+        return {self.label(given.modality, name): term for name, term in terms.items()}
+
+    def observation(self, given: Microbatch, student: StudentOutput, goal: TeacherOutput) -> Observation:
+        """What there is to see where the losses are."""
+        num_extra = self._side(given).num_extra_tokens
+        return Observation(
             prediction=student.prediction.detach(),
-            target=take(goal.targets, views.removed),
-            frontend=student.tokens.detach(),
+            target=take(goal.targets, given.views.removed),
+            frontend=None if student.tokens is None else student.tokens.detach(),
             student=student.encoded[:, num_extra:].detach(),
             teacher=goal.encoded[:, num_extra:],
         )
-        return {self.label(modality, name): term for name, term in terms.items()}, seen
+
+    def shapes(self, given: Microbatch) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+        """Of hidden states between the blocks: the student's (N, ex + V, D) and the teacher's (B, ex + T, D)."""
+        side, dim = self._side(given), self._config.encoder.dim
+        student = (len(given.views.kept), side.num_extra_tokens + given.views.kept.shape[1], dim)
+        return student, (len(given.source), side.num_extra_tokens + given.views.mask.shape[1], dim)
+
+    @property
+    def network(self) -> Data2Vec:
+        """The student, or this stage of it."""
+        assert isinstance(self._engine.module, Data2Vec)
+        return self._engine.module
+
+    def _side(self, given: Microbatch) -> ModalityConfig:
+        return self._config.modalities[given.modality]
 
     def _skipped(self, modality: str, position: int) -> frozenset[int]:
         """Blocks that this step leaves out, prenet first; the same for all microbatches and ranks."""
@@ -117,13 +201,13 @@ class Data2VecTask:
             if chance > 0 and stream_key(self._seed, _LAYER, position, number) < chance * 2**63
         )
 
-    def _noise(self, seeds: list[int], views: Views, std: float) -> Tensor:
+    def _noise(self, given: Microbatch) -> Tensor:
         """Noise (N, R, D) for the decoder, each sample's part from its own generator: any layout draws the same."""
-        num_views = views.removed.shape[0] // len(seeds)
-        shape = (num_views, views.removed.shape[1], self._config.encoder.dim)
+        num_rows, num_removed = given.views.removed.shape
+        shape = (num_rows // len(given.noise_seeds), num_removed, self._config.encoder.dim)
         generator = torch.Generator(self._device)
         parts = [
             torch.randn(shape, generator=generator.manual_seed(seed), device=self._device, dtype=self._dtype)
-            for seed in seeds
+            for seed in given.noise_seeds
         ]
-        return torch.cat(parts) * std
+        return torch.cat(parts) * self._side(given).decoder.noise_std

@@ -9,19 +9,22 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from data_pipelines.batches.base import Batch
 from data_pipelines.mixture import Mixture
 from model import ema
 from pretrain import schedules
+from pretrain.accumulation import Schedule
 from pretrain.checkpoint.state import TrainState
 from pretrain.errors import RunError
 from pretrain.observe import health
 from pretrain.observe.log import RunLog
-from pretrain.observe.metrics import LossMeter, SpreadMeter
+from pretrain.observe.metrics import LossMeter, SpreadMeter, of_all_stages
 from pretrain.observe.throughput import Throughput
 from pretrain.parallel.groups import ProcessGroups
 from pretrain.parallel.teacher import ShardedTeacher
+from pretrain.parallel.watch import Watch
 from pretrain.parallel.zero import StudentEngine
 from pretrain.preempt import StopRequest
 from pretrain.sections import (
@@ -60,10 +63,12 @@ class Trainer:
         *,
         sections: Sections,
         task: Data2VecTask,
+        schedule: Schedule,
         engine: StudentEngine,
         teacher: ShardedTeacher,
         mixture: Mixture,
         groups: ProcessGroups,
+        watch: Watch,
         log: RunLog,
         throughput: Throughput,
         stop: StopRequest,
@@ -74,10 +79,12 @@ class Trainer:
         """All parts are ready to run; ``state`` is where the run stands, ``save`` writes a checkpoint."""
         self._sections = sections
         self._task = task
+        self._schedule = schedule
         self._engine = engine
         self._teacher = teacher
         self._mixture = mixture
         self._groups = groups
+        self._watch = watch
         self._log = log
         self._throughput = throughput
         self._stop = stop
@@ -86,6 +93,7 @@ class Trainer:
         self._saved_step = state.step or None  # a resumed step is on disk already
         self._meter = LossMeter(device)
         self._spread = SpreadMeter()
+        self._seen: dict[str, Observation] = {}
         self._rejected: set[str] = set()
         self._skipped_in_a_row = 0
         self._lr = 0.0
@@ -106,8 +114,8 @@ class Trainer:
                 self._checkpoint()
                 self._log.event(self.state.step, "stop", f"{self._stop.requested or 'another rank'}: saved, can resume")
                 return "stopped"
-            seen = self._train_step(batches, totals)
-            self._report(seen)
+            self._train_step(batches, totals)
+            self._report()
             if self.state.step % self._sections.checkpoint.every_steps == 0 and not self._skipped_in_a_row:
                 self._checkpoint()
         self._checkpoint()
@@ -119,7 +127,8 @@ class Trainer:
         self._log.event(self.state.step, "error", str(error))
 
     def close(self) -> None:
-        """End the loader's workers and the log's sinks."""
+        """End the loader's workers, the log's sinks and the watch."""
+        self._watch.close()
         self._mixture.close()
         self._log.close()
 
@@ -138,7 +147,8 @@ class Trainer:
                 local[f"amount/{name}"] += amount
         mine = local.values() if self._groups.speaks else [0.0] * len(local)
         control = torch.tensor([float(self._stop.requested is not None), *mine], dtype=torch.float64)
-        dist.all_reduce(control, group=self._groups.control_group)
+        with self._watch.phase("waiting for all processes to have their batches"):
+            dist.all_reduce(control, group=self._groups.control_group)
         stop, *summed = control.tolist()
         return batches, dict(zip(local, summed, strict=True)), stop > 0
 
@@ -153,21 +163,12 @@ class Trainer:
             "text_tokens": tokens if batch.modality == "text" else 0,
         }
 
-    def _train_step(self, batches: list[Batch], totals: dict[str, float]) -> dict[str, Observation]:
-        """Accumulate the microbatches, step the student, move the teacher; what the last of each modality showed."""
+    def _train_step(self, batches: list[Batch], totals: dict[str, float]) -> None:
+        """Accumulate the microbatches, step the student, move the teacher."""
         sections, step = self._sections, self.state.step
-        last: dict[str, Observation] = {}
         for batch in batches:
             self._note_rejected(batch)
-            terms, seen = self._task(batch, self.state.positions[batch.modality])
-            shares = {name: term.weight * term.sum / totals[name] for name, term in terms.items()}
-            for name, share in shares.items():
-                self._meter.add(name, share)
-            self._engine.backward(torch.stack(list(shares.values())).sum())
-            if self._logs_at(step + 1) or self._measures_at(step + 1):
-                self._spread.add(self._task.label(batch.modality, "target_spread"), seen.target)
-                self._spread.add(self._task.label(batch.modality, "prediction_spread"), seen.prediction)
-            last[batch.modality] = seen
+        self._schedule.accumulate(batches, self.state.positions, totals, self._witness)
         lr = schedules.cosine_lr(
             step,
             peak=sections.optim.lr,
@@ -175,7 +176,8 @@ class Trainer:
             max_steps=sections.training.max_steps,
         )
         eps = schedules.uncorrected_eps(self._engine.adam_step, eps=sections.optim.eps, beta2=sections.optim.betas[1])
-        stepped = self._engine.step(lr=lr, eps=eps)
+        with self._watch.phase("reducing gradients and stepping"):
+            stepped = self._engine.step(lr=lr, eps=eps)
         self._meter.end_step(counted=stepped)
         if not stepped:
             self._spread = SpreadMeter()
@@ -189,7 +191,16 @@ class Trainer:
         else:
             self._skip()
         self._throughput.end_step({name[7:]: value for name, value in totals.items() if name.startswith("amount/")})
-        return last
+
+    def _witness(self, modality: str, shares: dict[str, Tensor], seen: Observation) -> None:
+        """Take in what this stage sees of a microbatch."""
+        for name, share in shares.items():
+            self._meter.add(name, share)
+        if self._logs_at(self.state.step + 1) or self._measures_at(self.state.step + 1):
+            for name, tensor in (("target_spread", seen.target), ("prediction_spread", seen.prediction)):
+                if tensor is not None:
+                    self._spread.add(self._task.label(modality, name), tensor)
+        self._seen[modality] = seen
 
     def _decay(self) -> float:
         """Decay after ``state.step`` updates."""
@@ -212,13 +223,17 @@ class Trainer:
     def _measures_at(self, step: int) -> bool:
         return step % self._sections.health.every_steps == 0
 
-    def _report(self, seen: dict[str, Observation]) -> None:
+    def _report(self) -> None:
         step = self.state.step
         if self._skipped_in_a_row or not (self._logs_at(step) or self._measures_at(step)):
             return
-        measured = self._spread.read(self._groups.dp_group)
+        with self._watch.phase("bringing figures together"):
+            has_losses, group = self._groups.is_last_stage, self._groups.dp_group
+            measured = self._spread.read(group) if has_losses else {}
+            losses = self._meter.read(group) if has_losses and self._logs_at(step) else {}
+            features = self._features() if self._measures_at(step) else {}
+            measured, losses, features = of_all_stages(self._groups, measured, losses, features)
         if self._logs_at(step):
-            losses = self._meter.read(self._groups.dp_group)
             total = sum(losses.values())
             self._log.train(
                 {
@@ -236,7 +251,7 @@ class Trainer:
             if not math.isfinite(total):
                 self._log.event(step, "alarm", f"the loss is {total}")
         if self._measures_at(step):
-            self._check_health(seen, measured)
+            self._check_health(features, measured)
 
     def _losses_of_modalities(self, losses: dict[str, float]) -> dict[str, float]:
         """The sum of each modality's terms, if there are several modalities."""
@@ -247,13 +262,15 @@ class Trainer:
             for modality in self._task.modalities
         }
 
-    def _check_health(self, seen: dict[str, Observation], measured: dict[str, float]) -> None:
-        figures: dict[str, float] = {}
-        for modality, one in seen.items():
-            features = {"frontend": one.frontend, "student": one.student, "teacher": one.teacher}
-            for name, value in features.items():
-                figures[self._task.label(modality, f"{name}_effective_rank")] = health.effective_rank(value)
-                figures[self._task.label(modality, f"{name}_spread")] = health.spread(value)
+    def _features(self) -> dict[str, float]:
+        """Effective rank and spread of what this stage has seen last of each modality."""
+        return {
+            self._task.label(modality, name): value
+            for modality, one in self._seen.items()
+            for name, value in health.figures(frontend=one.frontend, student=one.student, teacher=one.teacher).items()
+        }
+
+    def _check_health(self, figures: dict[str, float], measured: dict[str, float]) -> None:
         self._log.health({"step": self.state.step, **figures})
         problems = health.alarms(self.state.step, self._sections.health, measured | figures)
         for problem in problems:
@@ -277,6 +294,7 @@ class Trainer:
         self._teacher.ready()  # a run ends with a checkpoint, and no collective may be in flight then
         if self._saved_step == self.state.step:
             return
-        path = self._save(self.state)
+        with self._watch.phase("writing a checkpoint"):
+            path = self._save(self.state)
         self._saved_step = self.state.step
         self._log.event(self.state.step, "checkpoint", str(path))

@@ -59,6 +59,7 @@ class Manifest:
     """Ids under which trackers know the run."""
     versions: dict[str, str] = field(default_factory=dict)
     """Libraries that wrote it."""
+    pp_size: int = 1
 
     def write(self, directory: Path) -> None:
         """Write ``manifest.json`` into ``directory``."""

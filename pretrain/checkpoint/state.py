@@ -56,11 +56,13 @@ def save(
     if problem is None:
         assert writing is not None
         record, problem = _write_rank(writing, engine, teacher, groups)
-        records = _gather((record, problem), groups)
-        problem = next((text for _, text in records if text), None)
+        gathered = _gather((record, _shapes(engine), problem), groups)
+        problem = next((text for _, _, text in gathered if text), None)
     if problem is None and first:
         try:
-            _manifest(config, state, engine, groups, run_ids, [r for r, _ in records if r]).write(writing)
+            files = [record for record, _, _ in gathered if record]
+            shapes = {name: shape for _, of_rank, _ in gathered for name, shape in of_rank.items()}
+            _manifest(config, state, engine, groups, run_ids, files, shapes).write(writing)
             write_yaml(config, writing / "config.yaml")
             store.commit(run_dir, writing, state.step, config.checkpoint.keep)
         except OSError as error:
@@ -119,7 +121,7 @@ def _write_rank(
 
     def take(kind: str, piece: Fragment, tensor: Tensor) -> None:
         part = _part(piece)
-        if piece.num_stored == 0 or (part is None and not groups.speaks):  # padding; or written by another rank
+        if piece.num_stored == 0 or (part is None and groups.tp_rank > 0):  # padding; or written by another rank
             return
         tensors[f"{kind}/{piece.name}"] = tensor[: piece.num_stored]
         ranges[f"{kind}/{piece.name}"] = (piece.start, piece.start + piece.num_stored)
@@ -148,6 +150,7 @@ def _manifest(
     groups: ProcessGroups,
     run_ids: dict[str, str],
     files: list[FileRecord],
+    shapes: dict[str, tuple[int, ...]],
 ) -> Manifest:
     return Manifest(
         step=state.step,
@@ -156,11 +159,17 @@ def _manifest(
         dp_size=groups.dp_size,
         tp_size=groups.tp_size,
         zero_stage=config.parallel.zero_stage,
-        shapes={place.name: place.whole_shape for group in engine.groups for place in group.placements},
+        shapes=shapes,
         files=files,
         run_ids=run_ids,
         versions={"torch": torch.__version__},
+        pp_size=groups.pp_size,
     )
+
+
+def _shapes(engine: StudentEngine) -> dict[str, tuple[int, ...]]:
+    """Whole shapes of the parameters that this stage has."""
+    return {place.name: place.whole_shape for group in engine.groups for place in group.placements}
 
 
 def _share(value: tuple, groups: ProcessGroups) -> tuple:

@@ -15,6 +15,16 @@ MAX_ROWS = 2048
 """Tokens that a measurement looks at; more would not change the figures but cost time."""
 
 
+def figures(**features: Tensor | None) -> dict[str, float]:
+    """Effective rank and spread of named features (..., D); of None there are none."""
+    measured = {}
+    for name, value in features.items():
+        if value is not None:
+            measured[f"{name}_effective_rank"] = effective_rank(value)
+            measured[f"{name}_spread"] = spread(value)
+    return measured
+
+
 def effective_rank(features: Tensor) -> float:
     """Exponential of the entropy of the normalised singular values of centred features.
 

@@ -4,6 +4,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pretrain.parallel.groups import ProcessGroups
+
 
 class LossMeter:
     """Sums of weighted loss terms over steps; read once per log interval."""
@@ -66,3 +68,15 @@ class SpreadMeter:
         variance = (squares - total.square() / count) / (count - 1)
         values = (variance.clamp_min(0) + 1e-6).sqrt().mean(dim=-1)
         return dict(zip(names, values.tolist(), strict=True))
+
+
+def of_all_stages(groups: ProcessGroups, *figures: dict[str, float]) -> tuple[dict[str, float], ...]:
+    """Figures of this rank's pipeline: those of its stages in one, for each has some; one collective of all ranks."""
+    if groups.pp_size == 1:
+        return figures
+    boxes: list[tuple[dict[str, float], ...]] = [()] * groups.world_size
+    dist.all_gather_object(boxes, figures, group=groups.control_group)
+    stages = [boxes[rank] for rank in dist.get_process_group_ranks(groups.pp_group)]
+    return tuple(
+        {name: value for stage in stages for name, value in stage[place].items()} for place in range(len(figures))
+    )

@@ -9,50 +9,68 @@ from pretrain.sections import ParallelSection
 
 @dataclass(frozen=True)
 class Grid:
-    """How ``world_size`` ranks are laid out: tensor-parallel ranks are neighbours, then data-parallel ones.
+    """How ``world_size`` ranks are laid out: neighbours are tensor parallel, then come data-parallel ones, then stages.
 
     The order is megatron-core's ("tp-cp-ep-dp-pp").
     """
 
     world_size: int
     tp_size: int
+    pp_size: int = 1
 
     @property
     def dp_size(self) -> int:
         """Ranks that hold the same part of the model and see different samples."""
-        return self.world_size // self.tp_size
+        return self.world_size // (self.tp_size * self.pp_size)
 
     def tp_rank(self, rank: int) -> int:
-        """Which part of the model a rank holds."""
+        """Which part of the linears a rank holds."""
         return rank % self.tp_size
 
     def dp_rank(self, rank: int) -> int:
         """Which share of a global batch a rank sees."""
-        return rank // self.tp_size
+        return rank // self.tp_size % self.dp_size
+
+    def pp_rank(self, rank: int) -> int:
+        """Which stage of the pipeline a rank holds."""
+        return rank // (self.tp_size * self.dp_size)
+
+    def rank(self, tp_rank: int, dp_rank: int, pp_rank: int) -> int:
+        """The rank at a place of the grid."""
+        return tp_rank + self.tp_size * (dp_rank + self.dp_size * pp_rank)
 
 
 def make_grid(section: ParallelSection, model: ModelConfig, world_size: int) -> Grid:
     """The grid of a run.
 
     Raises:
-        RunError: if the degrees do not fit the ranks or the model; names the field and what would fit.
+        RunError: if the degrees do not fit the ranks or the model, or exclude each other; names the field and what
+            would fit.
     """
-    tp_size = section.tp_size
-    _require(
-        world_size % tp_size == 0,
-        "tp_size",
-        f"{tp_size} does not divide the {world_size} processes",
-        world_size,
-        tp_size,
-    )
-    heads = model.encoder.num_heads
-    _require(heads % tp_size == 0, "tp_size", f"{tp_size} does not divide the {heads} attention heads", heads, tp_size)
-    hidden = int(model.encoder.dim * model.encoder.mlp_ratio)
-    _require(hidden % tp_size == 0, "tp_size", f"{tp_size} does not divide the MLP's width {hidden}", hidden, tp_size)
-    return Grid(world_size, tp_size)
+    tp_size, pp_size = section.tp_size, section.pp_size
+    _require_divisor("tp_size", tp_size, world_size, f"the {world_size} processes")
+    heads, hidden = model.encoder.num_heads, int(model.encoder.dim * model.encoder.mlp_ratio)
+    _require_divisor("tp_size", tp_size, heads, f"the {heads} attention heads")
+    _require_divisor("tp_size", tp_size, hidden, f"the MLP's width {hidden}")
+    depth, each = model.encoder.depth, world_size // tp_size
+    if pp_size > depth:
+        raise RunError(f"parallel.pp_size: {pp_size} stages need a block each, but there are {depth}; at most {depth}")
+    groups = f"the {world_size} processes" if tp_size == 1 else f"the {each} groups of {tp_size} processes"
+    _require_divisor("pp_size", pp_size, each, groups)
+    if pp_size > 1 and section.zero_stage != 1:
+        reason = {
+            0: "stages run their backward passes themselves, which DeepSpeed hooks into from stage 1 on only",
+            2: "it reduces gradients in every microbatch's backward pass, which a pipeline spreads over the whole step",
+            3: "its collectives over all processes would wait for stages that are somewhere else in the schedule",
+        }[section.zero_stage]
+        raise RunError(
+            f"parallel.zero_stage: {section.zero_stage} does not go with pp_size {pp_size}: {reason}; "
+            "the nearest stage that does is 1"
+        )
+    return Grid(world_size, tp_size, pp_size)
 
 
-def _require(condition: bool, field: str, problem: str, whole: int, wanted: int) -> None:
-    if not condition:
-        nearest = max(size for size in range(1, wanted + 1) if whole % size == 0)
-        raise RunError(f"parallel.{field}: {problem}; the nearest size that does is {nearest}")
+def _require_divisor(field: str, wanted: int, whole: int, what: str) -> None:
+    if whole % wanted:
+        nearest = max(size for size in range(1, min(wanted, whole) + 1) if whole % size == 0)
+        raise RunError(f"parallel.{field}: {wanted} does not divide {what}; the nearest size that does is {nearest}")

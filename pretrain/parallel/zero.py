@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from model.linear import cut_of
 from pretrain.environment import Processes
+from pretrain.optim import FILLER
 from pretrain.parallel.fragments import Fragment
 from pretrain.parallel.groups import ProcessGroups
 from pretrain.parallel.zero_handles import FlatPartitions, Handles, Replicated, SplitPartitions
@@ -68,10 +69,12 @@ class _ModelParallelUnit:
     """The groups as DeepSpeed asks for them."""
 
     def __init__(self, groups: ProcessGroups) -> None:
+        model_rank = groups.tp_rank + groups.tp_size * groups.pp_rank
         answers = {
             "data_parallel": (groups.dp_group, groups.dp_rank, groups.dp_size),
             "tensor_model_parallel": (groups.tp_group, groups.tp_rank, groups.tp_size),
-            "model_parallel": (groups.tp_group, groups.tp_rank, groups.tp_size),
+            "pipeline_model_parallel": (groups.pp_group, groups.pp_rank, groups.pp_size),
+            "model_parallel": (groups.model_group, model_rank, groups.tp_size * groups.pp_size),
         }
         for kind, (group, rank, size) in answers.items():
             setattr(self, f"get_{kind}_group", partial(_identity, group))
@@ -118,7 +121,7 @@ class StudentEngine:
         """
         for weight in student.parameters():  # DeepSpeed's norm counts whole parameters once, of cut ones all parts
             weight.tensor_model_parallel = cut_of(weight) is not None  # type: ignore[attr-defined]
-        names: dict[Tensor, str] = {parameter: name for name, parameter in student.named_parameters()}
+        names: dict[Tensor, str] = {p: name for name, p in student.named_parameters() if name != FILLER}
         self._autocast = autocast
         some = next(student.parameters())
         self._device, self._dtype = some.device, some.dtype
@@ -130,7 +133,7 @@ class StudentEngine:
                 optimizer=optimizer,
                 config=config,
                 dist_init_required=False,
-                mpu=_ModelParallelUnit(groups) if groups.tp_size > 1 else None,
+                mpu=_ModelParallelUnit(groups) if groups.dp_size < groups.world_size else None,
             )
         self._adam = optimizer
         stage = int(config["zero_optimization"]["stage"])
@@ -173,7 +176,19 @@ class StudentEngine:
 
         DeepSpeed averages over the ranks, so the sum over ranks is that of ``loss * dp_size``.
         """
-        self._engine.backward(loss * self._engine.dp_world_size)
+        self._engine.backward(self.scaled(loss))
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """What DeepSpeed's average over the ranks makes ``loss`` of: for a backward pass that is not ``backward``."""
+        return loss * self._engine.dp_world_size
+
+    def expect_backward(self) -> None:
+        """Before a backward pass that is not ``backward`` and does not follow its own forward pass at once.
+
+        DeepSpeed forgets the last backward pass in the next forward pass only; else it would take the new one for a
+        part of it, and not count its gradients.
+        """
+        self._engine.optimizer.clear_backward_seen_flag()
 
     def step(self, *, lr: float, eps: float) -> bool:
         """Reduce and clip the gradients and update the weights.

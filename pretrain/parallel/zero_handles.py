@@ -95,6 +95,7 @@ class FlatPartitions:
             placements = tuple(
                 Placement(names[p], tuple(p.shape), int(p.data.storage_offset() - whole.storage_offset()), cut_of(p))
                 for p in parameters
+                if p in names  # a filler has none
             )
             layout = FlatGroup(placements, partition.numel())
             self.groups.append(layout)
