@@ -38,7 +38,14 @@ def write(run_dir: Path, step: int, *, dp_size: int = 2, keep: int = 3) -> Path:
         save_file({key: tensor.clone() for key, tensor in tensors.items()}, path)
         files.append(FileRecord(path.name, path.stat().st_size, file_sha256(path), ranges))
     Manifest(
-        step=step, position=step * 4, adam_step=step, dp_size=dp_size, zero_stage=1, shapes=SHAPES, files=files
+        step=step,
+        positions={"image": step * 4},
+        adam_step=step,
+        dp_size=dp_size,
+        tp_size=1,
+        zero_stage=1,
+        shapes=SHAPES,
+        files=files,
     ).write(writing)
     write_yaml(recipe("image-tiny"), writing / "config.yaml")
     return store.commit(run_dir, writing, step, keep)
@@ -117,8 +124,11 @@ def test_leftovers_of_killed_writers_are_never_read_and_go_away(tmp_path: Path) 
 def test_foreign_and_future_manifests(tmp_path: Path) -> None:
     path = write(tmp_path, 1) / "manifest.json"
     text = path.read_text()
-    path.write_text(text.replace('"version": 1', '"version": 2', 1))
-    with pytest.raises(RunError, match="format version 2"):
+    path.write_text(text.replace('"version": 2', '"version": 3', 1))
+    with pytest.raises(RunError, match="format version 3, this release reads version 2; use a newer"):
+        Manifest.read(path.parent)
+    path.write_text(text.replace('"version": 2', '"version": 1', 1))
+    with pytest.raises(RunError, match="format version 1, this release reads version 2; use an older"):
         Manifest.read(path.parent)
     path.write_text(text.replace("data2vec-scale/checkpoint", "other"))
     with pytest.raises(RunError, match="not a data2vec-scale checkpoint"):

@@ -37,3 +37,19 @@ def test_alarms_after_the_first_steps_only() -> None:
     assert len(problems) == 2
     assert "target_spread" in problems[0] and "frontend_effective_rank" in problems[1]
     assert health.alarms(10, section, {"target_spread": 1.0, "student_effective_rank": 20.0}) == []
+
+
+def test_alarms_of_every_modality() -> None:
+    section = HealthSection(after_steps=0, min_target_spread=0.1, min_prediction_spread=0.01, min_effective_rank=1.5)
+    measured = {
+        "image_target_spread": 0.05,
+        "audio_target_spread": 0.2,
+        "audio_prediction_spread": 0.005,
+        "text_teacher_effective_rank": 1.2,
+        "text_student_spread": 0.0,  # told, but no alarm: what counts is the rank
+    }
+    assert health.alarms(0, section, measured) == [
+        "collapse: image_target_spread 0.05 is below 0.1",
+        "collapse: audio_prediction_spread 0.005 is below 0.01",
+        "collapse: text_teacher_effective_rank 1.2 is below 1.5",
+    ]

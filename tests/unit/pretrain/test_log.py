@@ -34,6 +34,7 @@ def metrics(step: int, **changes: float) -> dict[str, Any]:
         "target_spread": 0.5,
         "prediction_spread": 0.25,
         "samples_per_second": 1234.5,
+        "images_per_second": 1234.5,
         "tflops_per_second": 0.0123,
         "memory_gib": 1.5,
         "data_wait_share": 0.07,
@@ -102,10 +103,37 @@ def test_text_log_is_readable_and_dated(tmp_path: Path, capsys: pytest.CaptureFi
     assert [match and match[1] for match in dated] == console
 
 
+def test_a_run_over_several_modalities_names_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = metrics(7)
+    for name in ("loss_regression", "loss_cls", "target_spread", "prediction_spread"):
+        del one[name]
+    several = {
+        "loss_image": 0.5,
+        "loss_text": 0.25,
+        "loss_image_regression": 0.375,
+        "loss_image_cls": 0.125,
+        "loss_text_regression": 0.25,
+        "image_target_spread": 0.75,
+        "image_prediction_spread": 0.5,
+        "text_target_spread": 0.25,
+        "text_prediction_spread": 0.125,
+        "text_tokens_per_second": 321.0,
+    }
+    log = open_log(tmp_path)
+    log.train(one | several | {"loss": 0.75})
+    log.health({"step": 7, "image_student_effective_rank": 12.34, "text_student_effective_rank": 5.6})
+    log.close()
+    train, health_line = capsys.readouterr().err.splitlines()
+    assert "  loss   0.7500 (image 0.5000, text 0.2500)  lr " in train
+    assert "spread of image targets 0.750, predictions 0.500; text targets 0.250, predictions 0.125  " in train
+    assert " 1234.5 images/s,   321.0 tokens/s " in train
+    assert health_line.startswith("step    7/1000  effective rank: image_student 12.3, text_student 5.6")
+
+
 def test_lines_of_different_steps_are_aligned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = open_log(tmp_path)
     log.train(metrics(1, eta_seconds=9.0))
-    log.train(metrics(1000, eta_seconds=9.0, tflops_per_second=123.4, samples_per_second=9.9, data_wait_share=1.0))
+    log.train(metrics(1000, eta_seconds=9.0, tflops_per_second=123.4, images_per_second=9.9, data_wait_share=1.0))
     log.close()
     first, last = capsys.readouterr().err.splitlines()
     for name in ("loss", "lr", "grad", "ema", "images/s", "TFLOP/s", "GiB", "wait", "eta"):
@@ -254,7 +282,7 @@ def test_a_terminal_gets_a_bar_under_the_lines(tmp_path: Path) -> None:
     shown = read_all(terminal)
     assert process.wait(timeout=60) == 0, shown
     assert "40/40" in shown and "100%|" in shown, shown
-    assert "loss=" not in shown and "loss 0.025, 1234 images/s" in shown
+    assert "loss=" not in shown and "loss 0.025, 1234.5 images/s" in shown
     assert re.search(r"25%\|[^\r]*\| 10/40 ", shown), "the bar starts where the run goes on"
     whole = [line for line in re.split(r"[\r\n]+", shown) if line.startswith("step")]
     assert [line[:12] for line in whole] == ["step 20/40  ", "step 30/40  ", "step 30/40  ", "step 40/40  "]

@@ -1,21 +1,10 @@
 """Meters and spreads against direct computation."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 import torch
 import torch.distributed as dist
 
 from pretrain.observe.metrics import LossMeter, SpreadMeter
-
-
-@pytest.fixture
-def group(tmp_path: Path) -> Iterator[dist.ProcessGroup]:
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
-    assert dist.group.WORLD is not None
-    yield dist.group.WORLD
-    dist.destroy_process_group()
 
 
 def test_spread_is_the_references_variance_metric(group: dist.ProcessGroup) -> None:
