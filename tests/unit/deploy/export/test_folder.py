@@ -20,6 +20,15 @@ def test_folder_appears_whole(tmp_path: Path, empty_exists: bool) -> None:
     assert list(out.parent.iterdir()) == [out]
 
 
+def test_tree_appears_whole(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "run") as folder:
+        (folder / "a" / "b").mkdir(parents=True, mode=0o700)
+        (folder / "a" / "b" / "file").write_text("content")
+        (folder / "a" / "b" / "file").chmod(0o600)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "run").rglob("*")}
+    assert modes == {"a": 0o755, "b": 0o755, "file": 0o644}
+
+
 def test_folder_vanishes_on_error(tmp_path: Path) -> None:
     with pytest.raises(KeyError), new_folder(tmp_path / "export") as folder:
         (folder / "a").write_text("content")
