@@ -27,8 +27,9 @@ from pretrain.recipes.registry import recipe
 from pretrain.trainer import Trainer
 
 STEPS = 12
+SMALL = 500
 SMALL_PIECES = {
-    "stage3_param_persistence_threshold": 500,  # norms and biases stay whole, matrices do not
+    "stage3_param_persistence_threshold": SMALL,  # norms and biases stay whole, matrices do not
     "stage3_max_reuse_distance": 0,
     "sub_group_size": 40_000,  # several sub-groups per optimizer group
 }
@@ -118,7 +119,12 @@ def train_and_follow(trainer: Trainer, run: RunConfig, stop: StopRequest, until:
         for piece, average in trainer._teacher.fragments
     ]
     shard = trainer._teacher.shard
+    numels = [place.numel for group in trainer._engine.groups for place in group.placements]
     return {
+        "student_numel": sum(numels),
+        "student_small_numel": sum(numel for numel in numels if numel <= SMALL),
+        "student_at_rest_numel": sum(p.numel() for p in trainer._engine.module.parameters()),
+        "student_owned_numel": sum(piece.master.numel() for piece in trainer._engine.fragments),
         "ema_error": max(errors),
         "shard_bytes": shard.numel() * shard.element_size(),
         "teacher_numel": sum(place.numel for place in trainer._engine.groups[0].placements),

@@ -98,6 +98,18 @@ def test_teacher_is_exact_and_every_rank_holds_its_share(runs: Path, case: str, 
         assert result["at_rest_numel"] == (extra_token if gathered else result["teacher_numel"])
 
 
+@pytest.mark.parametrize(("case", "num_processes"), ALL)
+def test_student_is_whole_between_steps_below_stage_3_only(runs: Path, case: str, num_processes: int) -> None:
+    results = json.loads((run_of(runs, case, num_processes) / "result.json").read_text())
+    stage, tp_size = Case(case).layouts[-1]
+    for result in results:
+        whole, small = result["student_numel"], result["student_small_numel"]
+        assert small < 0.1 * whole
+        assert result["student_at_rest_numel"] == (small if stage == 3 else whole)
+    owned = sum(result["student_owned_numel"] for result in results)
+    assert owned == tp_size * results[0]["student_numel"]  # what tensor parallelism does not cut, each of its ranks has
+
+
 @pytest.mark.parametrize(("case", "num_processes"), [("3,3:fp32", 1), ("3,1t2,3:fp32", 2)])
 def test_a_checkpoint_of_stage_3_is_restored_exactly_at_any_layout(runs: Path, case: str, num_processes: int) -> None:
     results = json.loads((run_of(runs, case, num_processes) / "result.json").read_text())
