@@ -20,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from transformers import AutoModel
 
 import deploy.export.registration  # noqa: F401  AutoModel needs it
-from data_pipelines.loader import labelled_batches
+from data_pipelines.loader import labelled_images
 from data_pipelines.reader import Reader
 from deploy.cli import main
 from pretrain.checkpoint.store import locate
@@ -53,8 +53,8 @@ def labelled(digits: Path) -> list[str]:
 
 def inputs(run: Path, shards: Path) -> tuple[torch.Tensor, numpy.ndarray]:
     """All images (N, C, H, W) and labels of a folder, read by this process."""
-    data = dataclasses.replace(read_run_config(locate(run)).data, path=str(shards), num_workers=0)
-    images, labels = zip(*labelled_batches(data, 50), strict=True)
+    data = dataclasses.replace(read_run_config(locate(run)).data, num_workers=0)
+    images, labels = zip(*labelled_images(data, str(shards), 50), strict=True)
     return torch.cat(images), torch.cat(labels).numpy()
 
 
@@ -65,8 +65,8 @@ def expected_accuracies(run: Path, digits: Path, classifier: object) -> dict[str
     trained = trained_encoder(locate(run), "student")
     untrained = untrained_encoder(read_run_config(locate(run)))
     features = {
-        "trained": lambda images: trained.features(images)[:, 1:].mean(dim=1),
-        "untrained": lambda images: untrained.features(images)[:, 1:].mean(dim=1),
+        "trained": lambda images: trained.features(images, modality="image")[:, 1:].mean(dim=1),
+        "untrained": lambda images: untrained.features(images, modality="image")[:, 1:].mean(dim=1),
         "standardised": lambda images: images.flatten(1),
     }
     found = {}
@@ -154,7 +154,7 @@ def test_exports_equal_our_model(run: Path, digits: Path, tmp_path: Path, capsys
         assert main(["export", "hf", str(run), str(tmp_path / source), "--source", source]) == 0
         assert "largest difference to our model: 0.0 on 4 images of" in capsys.readouterr().out
         outputs[source] = AutoModel.from_pretrained(tmp_path / source)(images).last_hidden_state
-        assert torch.equal(outputs[source], trained_encoder(locate(run), source).features(images))
+        assert torch.equal(outputs[source], trained_encoder(locate(run), source).features(images, modality="image"))
         card = (tmp_path / source / "README.md").read_text()
         assert f"{source} after step {NUM_STEPS} of {NUM_STEPS}, stored as fp32" in card and "init_std: 0.06" in card
     assert not torch.allclose(outputs["student"], outputs["teacher"], atol=1e-3)
@@ -200,7 +200,7 @@ def test_export_loads_where_we_are_not_installed(run: Path, digits: Path, tmp_pa
     for complaint in ("warn", "newly initialized", "not used", "missing", "unexpected"):
         assert complaint not in stranger.stderr.lower(), stranger.stderr
     with torch.no_grad():
-        ours = trained_encoder(locate(run), "student").features(images)
+        ours = trained_encoder(locate(run), "student").features(images, modality="image")
     assert torch.equal(load_file(output)["output"], ours)
 
 

@@ -43,7 +43,7 @@ def test_recipe_help_lists_every_field_with_its_meaning(capsys: pytest.CaptureFi
     assert cli.main(["train", "image-large", "--help"]) == 0
     out = capsys.readouterr().out
     assert "--training.global-batch-size" in out
-    assert "Samples of one optimizer step over all ranks" in out
+    assert "Units of one optimizer step over all ranks" in out
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from model.config import ModelConfig
 from pretrain.config import RunConfig
 from pretrain.errors import RunError
 from pretrain.masking import masking_of
+from pretrain.recipes.audio import audio_base
 from pretrain.recipes.registry import RECIPES
 from pretrain.recipes.tiny import audio_tiny, image_tiny, text_tiny
 from tests.unit.data_pipelines.photographs import write_shards
@@ -83,7 +84,9 @@ def test_grey_stretches_are_the_removed_tokens(num_padding: int) -> None:
     picture = np.asarray(audio.draw_audio(config, "there", [shown, shown]))
     left, right = MARGIN + audio._GUTTER, audio._WIDTH - MARGIN
     assert picture.shape == (BODY + 2 * audio._ROW - audio._SPACE + MARGIN // 2, audio._WIDTH, 3)
-    middles = 40 + 320 * np.arange(num_tokens) + 160  # of the stretches; 40 of 400 that a token sees on either side
+    assert config.model.audio is not None
+    side = (config.model.audio.receptive_field - 320) / 2  # what a token sees before and after its stretch
+    middles = side + 320 * np.arange(num_tokens) + 160
     columns = (left + (right - left) * middles / num_samples).astype(int)
     for row in range(2):
         for view in range(NUM_VIEWS):
@@ -99,7 +102,7 @@ def test_grey_stretches_are_the_removed_tokens(num_padding: int) -> None:
 
 
 def test_stretches_begin_and_end_where_tokens_do() -> None:
-    config = audio_tiny()
+    config = audio_base()
     assert config.model.audio is not None
     assert config.data.audio is not None
     scale = audio.scale_of(config.model.audio, config.data.audio)
