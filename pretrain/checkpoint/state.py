@@ -80,6 +80,10 @@ def restore(checkpoint: Path, engine: StudentEngine, teacher: ShardedTeacher) ->
         RunError: if the checkpoint is damaged or holds other parameters.
     """
     reader = FragmentReader(checkpoint)
+    if f"exp_avg/{engine.fragments[0].name}" not in reader:
+        raise RunError(
+            f"{checkpoint}: holds no moments of Adam (it was imported): evaluate or export it; it cannot be resumed"
+        )
     with torch.no_grad():
         for piece in engine.whole_fragments():
             for kind, target in (

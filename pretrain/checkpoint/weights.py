@@ -95,7 +95,8 @@ class FragmentReader:
         path = self.checkpoint / name
         try:
             if name not in self._open:
-                self._open[name] = safe_open(str(path), framework="pt")
+                # not mmap, whose pages would count as this process's memory
+                self._open[name] = safe_open(str(path), framework="pt", backend="pread")
             return self._open[name].get_slice(key)[start:stop]
         except Exception as error:  # safetensors raises its own SafetensorError, not an OSError or ValueError
             raise RunError(f"{path}: cannot be read ({error}); use an earlier checkpoint") from error
