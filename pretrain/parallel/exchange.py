@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -19,8 +20,8 @@ Shape = tuple[int, ...]
 class Exchange:
     """Sends hidden states to the next stage and gradients to the one before.
 
-    Its first nine methods after ``start`` are those that megatron-core's schedules call on a communicator (their
-    arguments about shapes are ignored); tensors come and go as lists of one, or of None at the pipeline's ends.
+    The methods from ``recv_forward`` to ``send_backward_recv_forward`` are those that megatron-core's schedules call on
+    a communicator: tensors come and go as lists of one, of None at the pipeline's ends, and shapes are not its own.
     """
 
     groups: ProcessGroups
@@ -32,6 +33,11 @@ class Exchange:
     """Called when a gradient has come, before the backward pass that it starts."""
     config: Any = None
     """What megatron-core wants to find on a communicator."""
+
+    def __post_init__(self) -> None:
+        # NCCL connects a group in its first call, for which all ranks must come together
+        with self.watch.phase("connecting the stages"):
+            dist.all_reduce(torch.zeros(1, device=self.device), group=self.pp_group)
 
     @property
     def pp_group(self) -> dist.ProcessGroup:
@@ -137,4 +143,7 @@ class Exchange:
 
     def _run(self, operations: list[dist.P2POp]) -> None:
         for work in dist.batch_isend_irecv(operations):
-            work.wait()
+            if self.device.type == "cpu":  # gloo heeds its group's time limit in collectives only
+                work.wait(timedelta(seconds=self.watch.timeout_seconds))
+            else:
+                work.wait()  # with a time limit the host would wait for the device

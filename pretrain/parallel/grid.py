@@ -48,15 +48,12 @@ def make_grid(section: ParallelSection, model: ModelConfig, world_size: int) -> 
             would fit.
     """
     tp_size, pp_size = section.tp_size, section.pp_size
-    _require_divisor("tp_size", tp_size, world_size, f"the {world_size} processes")
     heads, hidden = model.encoder.num_heads, int(model.encoder.dim * model.encoder.mlp_ratio)
-    _require_divisor("tp_size", tp_size, heads, f"the {heads} attention heads")
-    _require_divisor("tp_size", tp_size, hidden, f"the MLP's width {hidden}")
+    wholes = {f"the {world_size} processes": world_size, f"the {heads} attention heads": heads}
+    _require_divisor("tp_size", tp_size, wholes | {f"the MLP's width {hidden}": hidden})
     depth, each = model.encoder.depth, world_size // tp_size
-    if pp_size > depth:
-        raise RunError(f"parallel.pp_size: {pp_size} stages need a block each, but there are {depth}; at most {depth}")
-    groups = f"the {world_size} processes" if tp_size == 1 else f"the {each} groups of {tp_size} processes"
-    _require_divisor("pp_size", pp_size, each, groups)
+    what = f"the {world_size} processes" if tp_size == 1 else f"the {each} groups of {tp_size} processes"
+    _require_divisor("pp_size", pp_size, {what: each}, at_most=depth, why="stages need a block each, but there are")
     if pp_size > 1 and section.zero_stage != 1:
         reason = {
             0: "stages run their backward passes themselves, which DeepSpeed hooks into from stage 1 on only",
@@ -70,7 +67,14 @@ def make_grid(section: ParallelSection, model: ModelConfig, world_size: int) -> 
     return Grid(world_size, tp_size, pp_size)
 
 
-def _require_divisor(field: str, wanted: int, whole: int, what: str) -> None:
-    if whole % wanted:
-        nearest = max(size for size in range(1, min(wanted, whole) + 1) if whole % size == 0)
-        raise RunError(f"parallel.{field}: {wanted} does not divide {what}; the nearest size that does is {nearest}")
+def _require_divisor(
+    field: str, wanted: int, wholes: dict[str, int], at_most: int | None = None, why: str = ""
+) -> None:
+    """Raise unless ``wanted`` divides all ``wholes`` (by what they are called) and is not too large."""
+    problems = [f"{wanted} does not divide {what}" for what, whole in wholes.items() if whole % wanted]
+    if at_most is not None and wanted > at_most:
+        problems.insert(0, f"{wanted} {why} {at_most}")
+    if problems:
+        sizes = range(1, min(wanted, at_most or wanted) + 1)
+        nearest = max(size for size in sizes if not any(whole % size for whole in wholes.values()))
+        raise RunError(f"parallel.{field}: {problems[0]}; the nearest size that is possible is {nearest}")

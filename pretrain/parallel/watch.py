@@ -19,12 +19,15 @@ class Watch:
 
     Collectives end themselves after the time limit of their group. Over gloo that raises in the waiting thread; NCCL
     aborts the process from a thread of its own, which is why a thread here reports shortly before.
+
+    Attributes:
+        timeout_seconds: the time limit of collectives.
     """
 
     def __init__(self, place: str, timeout_seconds: float) -> None:
         """Args: who this process is; the time limit of collectives."""
         self._place = place
-        self._timeout_seconds = timeout_seconds
+        self.timeout_seconds = timeout_seconds
         self._phases: list[tuple[str, float]] = []
         self._closed = threading.Event()
         threading.Thread(target=self._run, name="watch", daemon=True).start()
@@ -53,13 +56,13 @@ class Watch:
 
     def _run(self) -> None:
         reported = None
-        while not self._closed.wait(min(self._timeout_seconds / 20, 10.0)):
+        while not self._closed.wait(min(self.timeout_seconds / 20, 10.0)):
             phases = self._phases[-1:]
             if not phases or phases[0] == reported:
                 continue
             name, since = phases[0]
             waited = time.monotonic() - since
-            if waited > 0.9 * self._timeout_seconds:
+            if waited > 0.9 * self.timeout_seconds:
                 print(f"{self._place}: {name} for {waited:.0f} s, giving up soon", file=sys.stderr, flush=True)
                 reported = phases[0]
 

@@ -1,0 +1,109 @@
+"""Worker of test_pipeline: trains synthetic runs under several layouts, one after the other in one process group."""
+
+import dataclasses
+import itertools
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from data_pipelines.batches.base import Batch
+from model.outputs import StageOutput, StudentOutput
+from pretrain import build
+from pretrain.environment import Processes, read_environment
+from pretrain.errors import RunError
+from pretrain.parallel.zero import leave_processes
+from pretrain.preempt import StopRequest
+from pretrain.sections import ParallelSection
+from pretrain.trainer import Trainer
+from tests.distributed.synthetic import SyntheticMixture, run_config
+
+build.build_mixture = SyntheticMixture  # type: ignore[assignment]
+build.check_vocabulary = lambda config: None  # there are no shards
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """One run, or a part of it; passed as JSON."""
+
+    run: str
+    """Name of its directory; a run that is there goes on."""
+    modalities: list[str]
+    tp_size: int = 1
+    pp_size: int = 1
+    dropout: float = 0.0
+    dtype: str = "fp32"
+    options: dict = dataclasses.field(default_factory=dict)
+    """More of the section ``parallel``."""
+    stop_at: int | None = None
+    """Stop and save before the step of this number."""
+    hang: bool = False
+    """The last rank never comes back from its third microbatch."""
+    poisoned: int | None = None
+    """The step in which inputs of images are not finite."""
+
+
+def start(case: Case, out: Path, processes: Processes) -> Trainer:
+    """A trainer of the case."""
+    parallel = ParallelSection(tp_size=case.tp_size, pp_size=case.pp_size, **case.options)
+    config = run_config(case.modalities, parallel, case.dropout)
+    config = dataclasses.replace(config, precision=dataclasses.replace(config.precision, dtype=case.dtype))
+    run_dir, stop = out / case.run, StopRequest()
+    run_dir.mkdir(parents=True, exist_ok=True)
+    trainer = build.build_trainer(config, run_dir, processes, stop, resume="auto", user_deepspeed=None)
+    fetch, numbers = trainer._mixture.next_step, itertools.count(trainer.state.step)
+
+    def next_step() -> list[Batch]:
+        number, batches = next(numbers), fetch()
+        stop.requested = "test" if number == case.stop_at else None
+        if number == case.poisoned:
+            return [dataclasses.replace(one, source=_poisoned(one)) for one in batches]
+        return batches
+
+    trainer._mixture.next_step = next_step  # type: ignore[method-assign]
+    return trainer
+
+
+def _poisoned(batch: Batch) -> torch.Tensor:
+    return torch.full_like(batch.source, float("nan")) if batch.modality == "image" else batch.source
+
+
+def hang(trainer: Trainer) -> None:
+    """The last rank hangs, the others print the error that they end with."""
+    student, numbers = trainer._task.student, itertools.count()
+
+    def sleep_in_third(*arguments: object) -> StudentOutput | StageOutput:
+        if next(numbers) == 2:
+            time.sleep(15)
+            os._exit(0)
+        return student(*arguments)  # type: ignore[arg-type]
+
+    if trainer._groups.is_last_stage:
+        trainer._task.student = sleep_in_third  # type: ignore[method-assign]
+    try:
+        trainer.train()
+    except RunError as error:
+        print("ERROR", error, flush=True)
+    os._exit(0)  # the groups are broken
+
+
+def main() -> None:
+    """Arguments: output directory, then cases."""
+    out, cases = Path(sys.argv[1]), [Case(**json.loads(text)) for text in sys.argv[2:]]
+    processes = read_environment(os.environ)
+    for case in cases:
+        trainer = start(case, out, processes)
+        if case.hang:
+            hang(trainer)
+        trainer.train()
+        trainer.close()
+        blocks = [number for number, block in enumerate(trainer._task.network.encoder.blocks) if block is not None]
+        print("BLOCKS", case.run, json.dumps(blocks), flush=True)
+    leave_processes()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""Pipelines of two and four stages, with data and tensor parallelism: equal to one process, tensor by tensor."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretrain.checkpoint.manifest import KINDS
+from pretrain.checkpoint.store import complete_checkpoints, locate
+from pretrain.checkpoint.weights import FragmentReader
+from tests.distributed.launch import run_ranks
+from tests.distributed.synthetic import DEPTH, STEPS
+
+EACH = ("image", "audio", "text")
+ALL = list(EACH)
+TIMING = ("time", "memory_gib", "data_wait_share", "seconds_per_step", "eta_seconds", "tflops_per_second")
+
+
+def case(run: str, modalities: list[str], **more: object) -> dict:
+    return {"run": run, "modalities": modalities, **more}
+
+
+RESUMED = [
+    case("resumed", ALL, pp_size=2, tp_size=2, stop_at=2),  # 4 processes
+    case("resumed", ALL, stop_at=4),  # 1
+    case("resumed", ALL, pp_size=2, stop_at=6),  # 2
+    case("resumed", ALL, tp_size=2),  # 2
+]
+CASES = {
+    4: [
+        case("pp4", ALL, pp_size=4),
+        case("pp2-dp2", ALL, pp_size=2),
+        case("pp2-tp2", ALL, pp_size=2, tp_size=2),
+        case("pp4-bf16", ALL, pp_size=4, dtype="bf16", dropout=0.1, options={"recompute": True}),
+        RESUMED[0],
+    ],
+    1: [
+        case("one", ALL),
+        *(case(f"one-{modality}", [modality]) for modality in EACH),
+        case("one-dropout", ALL, dropout=0.1),
+        case("one-bf16", ALL, dtype="bf16", dropout=0.1),
+        RESUMED[1],
+    ],
+    2: [
+        case("pp2", ALL, pp_size=2),
+        *(case(f"pp2-{modality}", [modality], pp_size=2) for modality in EACH),
+        case("pp2-dropout", ALL, pp_size=2, dropout=0.1, options={"recompute": True, "teacher": "gathered"}),
+        case("pp2-poisoned", ALL, pp_size=2, poisoned=3),
+        case("pp2-stopped", ALL, pp_size=2, stop_at=3),
+        case("pp2-stopped", ALL, pp_size=2),
+        RESUMED[2],
+        RESUMED[3],
+        case("hanging", ["text"], pp_size=2, hang=True, options={"timeout_seconds": 5}),  # ends its processes
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[str]]:
+    """What every rank printed, by number of processes; the runs lie in ``directory``."""
+    out = tmp_path_factory.mktemp("pipelines")
+    printed = {
+        number: run_ranks("tests.distributed.pipeline_worker", [str(out), *map(json.dumps, cases)], number)
+        for number, cases in CASES.items()
+    }
+    return printed | {0: [str(out)]}
+
+
+@pytest.fixture(scope="module")
+def directory(outputs: dict[int, list[str]]) -> Path:
+    return Path(outputs[0][0])
+
+
+def records(run_dir: Path, kind: str) -> list[dict]:
+    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    return [record for record in lines if record["kind"] == kind]
+
+
+def differences(run_dir: Path, expected_dir: Path, kind: str) -> dict[str, float]:
+    """Largest relative difference of every figure over all lines of a kind."""
+    worst: dict[str, float] = {}
+    for record, expected in zip(records(run_dir, kind), records(expected_dir, kind), strict=True):
+        assert record.keys() == expected.keys()
+        for name, value in expected.items():
+            if isinstance(value, float) and name not in TIMING and not name.endswith("_per_second"):
+                off = abs(record[name] - value) / max(abs(value), 1e-12)
+                worst[name] = max(worst.get(name, 0.0), off)
+    return worst
+
+
+def tensor_differences(run_dir: Path, expected_dir: Path) -> dict[str, float]:
+    """Largest difference of every weight, moment and average, relative to the tensor's largest magnitude."""
+    ours, theirs = FragmentReader(locate(run_dir)), FragmentReader(locate(expected_dir))
+    assert ours.manifest.shapes == theirs.manifest.shapes
+    worst = {}
+    for key in (f"{kind}/{name}" for kind in KINDS for name in theirs.manifest.shapes):
+        assert (key in ours) == (key in theirs), key
+        if key in theirs:
+            value, expected = ours.whole(key), theirs.whole(key)
+            worst[key] = ((value - expected).abs().max() / expected.abs().max().clamp_min(1e-12)).item()
+    return worst
+
+
+LAYOUTS = [
+    ("pp4", "one"),
+    ("pp2-dp2", "one"),
+    ("pp2-tp2", "one"),
+    ("pp2", "one"),
+    *((f"pp2-{modality}", f"one-{modality}") for modality in EACH),
+    ("pp2-dropout", "one-dropout"),
+    ("resumed", "one"),
+]
+
+
+@pytest.mark.parametrize(("layout", "expected"), LAYOUTS)
+def test_losses_and_norms_equal_one_process(directory: Path, layout: str, expected: str) -> None:
+    """In all of them the norm, which shows a gradient's scale even where Adam would hide it."""
+    worst = differences(directory / layout, directory / expected, "train")
+    assert len(records(directory / layout, "train")) == STEPS
+    assert {"loss", "grad_norm", "lr", "ema_decay"} <= worst.keys()
+    assert max(worst.values()) < 1e-5, worst
+
+
+@pytest.mark.parametrize(("layout", "expected"), LAYOUTS)
+def test_every_tensor_equals_one_process(directory: Path, layout: str, expected: str) -> None:
+    worst = tensor_differences(directory / layout, directory / expected)
+    assert max(worst.values()) < 1e-5, {key: value for key, value in worst.items() if value >= 1e-5}
+
+
+@pytest.mark.parametrize("layout", ["pp4", "pp2", "pp2-tp2"])
+def test_figures_of_all_stages_reach_the_log(directory: Path, layout: str) -> None:
+    worst = differences(directory / layout, directory / "one", "health")
+    assert {
+        f"{modality}_{part}_effective_rank" for modality in EACH for part in ("frontend", "student", "teacher")
+    } <= (worst.keys())
+    assert max(worst.values()) < 1e-5, worst
+
+
+def test_scales_that_stages_share_learn(directory: Path) -> None:
+    """Else their equality would say nothing: they move, and by gradients of every stage's blocks."""
+    reader = FragmentReader(locate(directory / "pp4"))
+    for modality in EACH:
+        moment = reader.whole(f"exp_avg/frontends.{modality}.alibi_scale").flatten(1)
+        assert (moment.abs().amax(dim=1) > 0).all()
+    assert len(reader.whole("student/frontends.image.alibi_scale")) == 1 + DEPTH
+
+
+def test_bf16_equals_one_process(directory: Path) -> None:
+    """Four stages with dropout and recomputation; only the shared scales' gradients are rounded at another place."""
+    worst = differences(directory / "pp4-bf16", directory / "one-bf16", "train")
+    assert max(worst.values()) < 2e-3, worst
+
+
+def test_resumed_pipeline_is_the_unbroken_one_bit_for_bit(directory: Path) -> None:
+    assert [path.name for path in complete_checkpoints(directory / "pp2-stopped")] == ["step-00000003", "step-00000008"]
+    assert max(tensor_differences(directory / "pp2-stopped", directory / "pp2").values()) == 0
+
+
+def test_resumed_run_went_through_all_layouts(directory: Path) -> None:
+    checkpoints = complete_checkpoints(directory / "resumed")
+    layouts = [(m.step, m.tp_size, m.pp_size) for m in (FragmentReader(path).manifest for path in checkpoints)]
+    assert layouts == [(4, 1, 1), (6, 1, 2), (8, 2, 1)]  # the newest three are kept
+
+
+def test_bad_step_is_skipped_on_all_stages(directory: Path) -> None:
+    """Gradients that are not finite in one stage's parameters first; losses that are not never reach the log."""
+    events = [record["message"] for record in records(directory / "pp2-poisoned", "event")]
+    assert len([message for message in events if "step skipped" in message]) == 1
+    assert len(records(directory / "pp2-poisoned", "train")) == STEPS
+    reader = FragmentReader(locate(directory / "pp2-poisoned"))
+    assert (reader.manifest.step, reader.manifest.positions["image"]) == (STEPS, 8 * (STEPS + 1))
+    assert all(torch.isfinite(reader.whole(f"{kind}/encoder.blocks.3.mlp.up.weight")).all() for kind in KINDS)
+
+
+def test_stages_have_blocks_of_their_own(outputs: dict[int, list[str]]) -> None:
+    """Four stages of four blocks, two of two; the decoders count."""
+    found = {
+        (number, run): [json.loads(line.partition(f"BLOCKS {run} ")[2].splitlines()[0]) for line in outputs[number]]
+        for number, run in ((4, "pp4"), (4, "pp2-tp2"), (2, "pp2"))
+    }
+    assert found[4, "pp4"] == [[0], [1], [2], [3]]
+    assert found[4, "pp2-tp2"][0] == found[4, "pp2-tp2"][1] != found[4, "pp2-tp2"][2]  # tp is fastest
+    assert [number for blocks in found[2, "pp2"] for number in blocks] == list(range(DEPTH))
+
+
+def test_hanging_stage_is_named(outputs: dict[int, list[str]]) -> None:
+    """The other's time limit of 5 s passes long before the one that hangs ends."""
+    (line,) = [line for line in outputs[2][0].splitlines() if line.startswith("ERROR")]
+    assert (
+        "rank 0 of 2 (stage 0 of 2, dp 0, tp 0): sending a hidden state to stage 1 and waiting for gradient 0" in line
+    )
+    assert "Timed out waiting 5000ms" in line
