@@ -51,13 +51,17 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_preparation_is_finished_by_the_next(whole: Whole, tmp_path: Path, number: int) -> None:
-    out = tmp_path / "out"
-    killed = start_prepare(whole.source, out)
-    while killed.poll() is None and len(list(out.glob("*.index.json"))) < 3:
-        time.sleep(0.002)
-    workers = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()
-    killed.send_signal(number)
-    assert killed.wait() != 0
+    for attempt in range(5):  # on a busy machine all may be done before the signal is sent
+        out = tmp_path / f"out-{attempt}"
+        killed = start_prepare(whole.source, out)
+        while killed.poll() is None and len(list(out.glob("*.index.json"))) < 3:
+            time.sleep(0.002)
+        children = Path(f"/proc/{killed.pid}/task/{killed.pid}/children")
+        workers = children.read_text().split() if children.exists() else []
+        killed.send_signal(number)
+        if killed.wait() != 0:
+            break
+    assert killed.returncode != 0
     finished = {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar") if index_path(path).exists()}
     assert 3 <= len(finished) < 16
     assert_ended(workers)
