@@ -60,7 +60,7 @@ def run_config(modalities: list[str], parallel: ParallelSection, dropout: float 
 
 def model_config(modalities: list[str], dropout: float) -> ModelConfig:
     """Prenet, CLS, reconstruction and added positions of images; learned ALiBi of audio; an encoder-only teacher of
-    text; targets that begin in the second of two, or the first of four stages."""
+    text, whose decoder outweighs blocks; targets that begin in any stage."""
     decoder = DecoderConfig(dim=16, groups=4, kernel=3, num_layers=2)
     image = ImageConfig(
         num_views=2,
@@ -97,7 +97,7 @@ def model_config(modalities: list[str], dropout: float) -> ModelConfig:
         teacher_scope="encoder",
         mask=MaskConfig(kind="random", prob=0.4),
         decoder=DecoderConfig(
-            dim=16, groups=1, kernel=3, num_layers=2, projection_layers=2, residual=False, input_dropout=dropout
+            dim=48, groups=1, kernel=5, num_layers=3, projection_layers=2, residual=False, input_dropout=dropout
         ),
         target=TargetConfig(top_k=4, end_of_block=True),
         loss=LossConfig(weight=0.1),

@@ -32,6 +32,8 @@ CASES = {
         case("pp4", ALL, pp_size=4),
         case("pp2-dp2", ALL, pp_size=2),
         case("pp2-tp2", ALL, pp_size=2, tp_size=2),
+        case("pp4-text", ["text"], pp_size=4),  # two microbatches for four stages
+        case("pp2-dp2-text", ["text"], pp_size=2),  # one for two
         case("pp4-bf16", ALL, pp_size=4, dtype="bf16", dropout=0.1, options={"recompute": True}),
         RESUMED[0],
     ],
@@ -108,6 +110,8 @@ LAYOUTS = [
     ("pp2-tp2", "one"),
     ("pp2", "one"),
     *((f"pp2-{modality}", f"one-{modality}") for modality in EACH),
+    ("pp4-text", "one-text"),
+    ("pp2-dp2-text", "one-text"),
     ("pp2-dropout", "one-dropout"),
     ("resumed", "one"),
 ]
@@ -174,13 +178,15 @@ def test_bad_step_is_skipped_on_all_stages(directory: Path) -> None:
 
 
 def test_stages_have_blocks_of_their_own(outputs: dict[int, list[str]]) -> None:
-    """Four stages of four blocks, two of two; the decoders count."""
+    """Four stages of one block each, two of two, or of three and one beside a large decoder."""
     found = {
         (number, run): [json.loads(line.partition(f"BLOCKS {run} ")[2].splitlines()[0]) for line in outputs[number]]
-        for number, run in ((4, "pp4"), (4, "pp2-tp2"), (2, "pp2"))
+        for number, run in ((4, "pp4"), (4, "pp2-tp2"), (2, "pp2"), (2, "pp2-image"), (2, "pp2-text"))
     }
     assert found[4, "pp4"] == [[0], [1], [2], [3]]
     assert found[4, "pp2-tp2"][0] == found[4, "pp2-tp2"][1] != found[4, "pp2-tp2"][2]  # tp is fastest
+    assert found[2, "pp2-image"] == [[0, 1], [2, 3]]
+    assert found[2, "pp2-text"] == [[0, 1, 2], [3]]
     assert [number for blocks in found[2, "pp2"] for number in blocks] == list(range(DEPTH))
 
 
