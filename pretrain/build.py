@@ -88,6 +88,7 @@ def build_trainer(
         user=user_deepspeed,
     )
     check_vocabulary(config)
+    check_scales(config)
     start = dict.fromkeys(config.model.modalities, 0)
     build_mixture(config, grid, processes.rank, start).close()  # unusable shards are found before weights are allocated
     device, backend = choose_device(processes)
@@ -217,6 +218,17 @@ def make_linears(groups: ProcessGroups) -> LinearFactory:
     from pretrain.parallel.tensor import MegatronLinears  # megatron takes seconds to import
 
     return MegatronLinears(groups)
+
+
+def check_scales(config: RunConfig) -> None:
+    """See that every parameter of the teacher is one that the optimizer trains: its shards follow that one's.
+
+    Raises:
+        RunError: for a fixed scale of ALiBi, which no released recipe has.
+    """
+    for name, side in config.model.modalities.items():
+        if side.alibi is not None and not side.alibi.learned:
+            raise RunError(f"model.{name}.alibi.learned: a fixed scale cannot be trained with; set it to true")
 
 
 def check_vocabulary(config: RunConfig) -> None:
