@@ -190,7 +190,8 @@ class Trainer:
             self._teacher.update(self._decay())
         else:
             self._skip()
-        self._throughput.end_step({name[7:]: value for name, value in totals.items() if name.startswith("amount/")})
+        amounts = {name: value for name, value in totals.items() if name.startswith("amount/")}
+        self._throughput.end_step({name.removeprefix("amount/"): value for name, value in amounts.items()})
 
     def _witness(self, modality: str, shares: dict[str, Tensor], seen: Observation) -> None:
         """Take in what this stage sees of a microbatch."""
