@@ -30,13 +30,14 @@ from pretrain.parallel.deepspeed_config import deepspeed_config
 from pretrain.parallel.grid import Grid, make_grid
 from pretrain.parallel.groups import ProcessGroups, make_groups
 from pretrain.parallel.linears import ReleasingLinears
-from pretrain.parallel.stages import Work, stages_of
+from pretrain.parallel.stages import stages_of
 from pretrain.parallel.teacher import ShardedTeacher
 from pretrain.parallel.watch import Watch
 from pretrain.parallel.zero import StudentEngine, join_processes
 from pretrain.preempt import StopRequest
 from pretrain.task import Data2VecTask
 from pretrain.trainer import Sections, Trainer
+from pretrain.work import typical_work
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -178,20 +179,6 @@ def build_networks(
     own = [piece for piece in engine.fragments if piece.group == TEACHER_GROUP]
     layout, gathered = engine.groups[TEACHER_GROUP], config.parallel.gathers_teacher
     return engine, ShardedTeacher(teacher, layout, own, groups, device, gathered=gathered)
-
-
-def typical_work(config: RunConfig) -> dict[str, Work]:
-    """What a step takes of each modality; audio as recordings of the greatest length, which fill its batches."""
-    work = {name: Work(config.units_per_step(name), 0) for name in config.model.modalities}
-    if config.model.image is not None:
-        work["image"] = work["image"]._replace(length=config.model.image.image_size)
-    if config.data.audio is not None:
-        audio = config.data.audio
-        recordings = work["audio"].num_samples * audio.batch_seconds / audio.max_seconds
-        work["audio"] = Work(recordings, int(audio.max_seconds * audio.sample_rate))
-    if config.data.text is not None:
-        work["text"] = work["text"]._replace(length=config.data.text.tokens_per_sample)
-    return work
 
 
 def make_schedule(
