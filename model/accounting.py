@@ -3,18 +3,16 @@
 import itertools
 from typing import NamedTuple
 
-from model.config import AudioConfig, ImageConfig, ModelConfig, TextConfig
+from model.config import AudioConfig, ImageConfig, ModelConfig
+from model.inventory import student_parameters
 from model.sections import DecoderConfig, EncoderConfig, ModalityConfig
 
 
 def num_parameters(config: ModelConfig, *, with_decoders: bool = True) -> int:
     """Parameters, the fixed position table of images included as in the reference's state dict."""
-    total = config.encoder.depth * _block_parameters(config.encoder)
-    for modality in config.modalities.values():
-        total += _frontend_parameters(modality, config.encoder)
-        if with_decoders:
-            total += _decoder_parameters(modality, config.encoder.dim)
-    return total
+    table = 0 if config.image is None else config.image.num_tokens * config.encoder.dim
+    kept = ("frontends.", "encoder.", *(("decoders.", "reconstruction.") if with_decoders else ()))
+    return table + sum(one.numel for one in student_parameters(config) if one.name.startswith(kept))
 
 
 def tokens_of(config: ModalityConfig, length: int) -> int:
@@ -63,40 +61,6 @@ def train_flops_by_part(config: ModelConfig, modality: str, length: int, num_kep
     block = teacher + 3 * side.num_views * _block_flops(encoder, side.num_extra_tokens + num_kept)
     first = owned + 3 * (local + side.num_views * positions) + side.prenet_depth * block
     return Flops(first, block, 3 * side.num_views * _decoder_flops(side, encoder.dim, num_tokens))
-
-
-def _block_parameters(encoder: EncoderConfig) -> int:
-    dim, hidden = encoder.dim, int(encoder.dim * encoder.mlp_ratio)
-    return 4 * dim * dim + 4 * dim + 2 * dim * hidden + hidden + dim + 4 * dim
-
-
-def _frontend_parameters(config: ModalityConfig, encoder: EncoderConfig) -> int:
-    dim = encoder.dim
-    total = config.num_extra_tokens * dim + config.prenet_depth * _block_parameters(encoder)
-    if isinstance(config, ImageConfig):
-        total += dim * config.in_channels * config.patch_size**2 + dim  # patches
-        total += config.num_tokens * dim + 2 * dim  # positions, input norm
-    elif isinstance(config, AudioConfig):
-        last = config.conv_layers[-1][0]
-        total += sum(c_out * c_in * kernel + 2 * c_out for c_in, c_out, kernel, _ in _conv_layers(config))
-        total += 2 * last + last * dim + dim  # norm and projection
-        total += config.positions_depth * (dim * dim // config.positions_groups * config.positions_kernel + dim)
-        total += 2 * dim  # input norm
-    elif isinstance(config, TextConfig):
-        total += (config.vocab_size + config.max_positions + 2) * dim + 2 * dim
-        total += 2 * dim if config.prenet_depth else 0
-    if config.alibi is not None:
-        layers = config.prenet_depth + encoder.depth if config.alibi.per_layer else 1
-        total += layers * (encoder.num_heads if config.alibi.per_head else 1)
-    return total
-
-
-def _decoder_parameters(config: ModalityConfig, dim: int) -> int:
-    decoder = config.decoder
-    taps = decoder.kernel**2 if isinstance(config, ImageConfig) else decoder.kernel
-    total = sum(c_out * (c_in // decoder.groups * taps + 1) for c_in, c_out in _widths(decoder, dim))
-    total += sum(before * after + after for before, after in _projection(decoder, dim))
-    return total + (dim * dim + dim if config.loss.reconstruction_weight > 0 else 0)
 
 
 def _block_flops(encoder: EncoderConfig, num_tokens: int) -> int:
