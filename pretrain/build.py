@@ -30,14 +30,13 @@ from pretrain.parallel.deepspeed_config import deepspeed_config
 from pretrain.parallel.grid import Grid, make_grid
 from pretrain.parallel.groups import ProcessGroups, make_groups
 from pretrain.parallel.linears import ReleasingLinears
-from pretrain.parallel.stages import stages_of
 from pretrain.parallel.teacher import ShardedTeacher
 from pretrain.parallel.watch import Watch
 from pretrain.parallel.zero import StudentEngine, join_processes
 from pretrain.preempt import StopRequest
 from pretrain.task import Data2VecTask
 from pretrain.trainer import Sections, Trainer
-from pretrain.work import typical_work
+from pretrain.work import stages_of_run
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -160,9 +159,7 @@ def build_networks(
     linears = make_linears(groups)
     stage = config.parallel.zero_stage
     releases = stage == 3 and groups.tp_size == 1  # megatron's linears do
-    numbers = stages_of(config.model, typical_work(config), pp_size=groups.pp_size, tp_size=groups.tp_size)[
-        groups.pp_rank
-    ]
+    numbers = stages_of_run(config, pp_size=groups.pp_size, tp_size=groups.tp_size)[groups.pp_rank]
     student = Data2Vec(config.model, linears=ReleasingLinears() if releases else linears, numbers=numbers)
     initialize(student, config.training.seed)
     if config.parallel.recompute:

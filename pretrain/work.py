@@ -1,7 +1,7 @@
 """What one step of a run works on, for cutting and planning. No torch."""
 
 from pretrain.config import RunConfig
-from pretrain.parallel.stages import Work
+from pretrain.parallel.stages import Work, stages_of
 
 
 def typical_work(config: RunConfig) -> dict[str, Work]:
@@ -16,3 +16,8 @@ def typical_work(config: RunConfig) -> dict[str, Work]:
     if config.data.text is not None:
         work["text"] = work["text"]._replace(length=config.data.text.tokens_per_sample)
     return work
+
+
+def stages_of_run(config: RunConfig, *, pp_size: int, tp_size: int) -> list[range]:
+    """Numbers of the shared blocks of every stage of a run's pipeline."""
+    return stages_of(config.model, typical_work(config), pp_size=pp_size, tp_size=tp_size)
