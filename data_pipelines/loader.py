@@ -245,7 +245,7 @@ def _start_workers(batches: "DataLoader[Any]") -> Iterator[Any]:
 
 def _leave_signals_to_parent(_: int) -> None:
     """Ctrl-C and batch systems signal the whole process group; the parent decides, and still needs its batches."""
-    for number in (signal.SIGINT, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_when_parent_says, daemon=True).start()
 

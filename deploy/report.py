@@ -29,7 +29,7 @@ def write_report(run: Path, out: Path) -> None:
     from deploy.evaluate import read_evaluations
     from deploy.report_history import read_history
     from deploy.report_page import render
-    from pretrain.checkpoint.weights import read_run_config
+    from pretrain.checkpoint.progress import read_run_config
 
     history = read_history(run / "metrics.jsonl")
     config = read_run_config(run)

@@ -10,30 +10,29 @@ import torch
 from data_pipelines.atomic import replacing
 from data_pipelines.loader import build_loader
 from data_pipelines.mixture import Mixture
-from data_pipelines.shards.paths import expand_path
-from data_pipelines.tokenizers.load import stored_vocab_size
 from model.data2vec import Data2Vec
 from model.initialization import initialize
 from model.linear import PLAIN, LinearFactory
 from pretrain.accumulation import Schedule, SequentialSchedule
 from pretrain.checkpoint.manifest import Manifest
+from pretrain.checkpoint.progress import check_continues
 from pretrain.checkpoint.state import TrainState, choose, restore, save
-from pretrain.checkpoint.weights import read_run_config
-from pretrain.config import RESUME_MAY_CHANGE, RunConfig, differences, write_yaml
+from pretrain.config import RunConfig, write_yaml
 from pretrain.environment import Processes
 from pretrain.errors import RunError
 from pretrain.masking import masking_of
 from pretrain.observe.log import RunLog
 from pretrain.observe.throughput import Throughput
 from pretrain.optim import TEACHER_GROUP, make_optimizer
-from pretrain.parallel.deepspeed_config import deepspeed_config
-from pretrain.parallel.grid import Grid, make_grid
+from pretrain.parallel.grid import Grid
 from pretrain.parallel.groups import ProcessGroups, make_groups
 from pretrain.parallel.linears import ReleasingLinears
 from pretrain.parallel.teacher import ShardedTeacher
 from pretrain.parallel.watch import Watch
 from pretrain.parallel.zero import StudentEngine, join_processes
 from pretrain.preempt import StopRequest
+from pretrain.preflight import check_scales, check_vocabulary
+from pretrain.request import lay_out
 from pretrain.task import Data2VecTask
 from pretrain.trainer import Sections, Trainer
 from pretrain.work import stages_of_run
@@ -78,15 +77,7 @@ def build_trainer(
     Raises:
         RunError, DataError, ConfigError: for whatever cannot work, before any weight is allocated.
     """
-    grid = make_grid(config.parallel, config.model, processes.world_size)
-    ds_config = deepspeed_config(
-        config.optim,
-        config.precision,
-        config.parallel,
-        microbatch_size=sum(config.microbatches(name, grid.dp_size)[0] for name in config.model.modalities),
-        dp_size=grid.dp_size,
-        user=user_deepspeed,
-    )
+    grid, ds_config = lay_out(config, processes.world_size, user_deepspeed)
     check_vocabulary(config)
     check_scales(config)
     start = dict.fromkeys(config.model.modalities, 0)
@@ -98,7 +89,10 @@ def build_trainer(
     checkpoint, refused = choose(run_dir, groups)
     if resume == "never" and (checkpoint or refused):
         raise RunError(f"{run_dir} already holds checkpoints; choose another --run-dir, or --resume auto")
-    run_ids = _check_resume(config, checkpoint) if checkpoint else {}
+    run_ids = {}
+    if checkpoint:
+        check_continues(config, checkpoint)
+        run_ids = dict(Manifest.read(checkpoint).run_ids)
     if processes.rank == 0:
         write_yaml(config, run_dir / "config.yaml")
         with replacing(run_dir / "deepspeed.json") as stream:
@@ -204,34 +198,6 @@ def make_linears(groups: ProcessGroups) -> LinearFactory:
     return MegatronLinears(groups)
 
 
-def check_scales(config: RunConfig) -> None:
-    """See that every parameter of the teacher is one that the optimizer trains: its shards follow that one's.
-
-    Raises:
-        RunError: for a fixed scale of ALiBi, which no released recipe has.
-    """
-    for name, side in config.model.modalities.items():
-        if side.alibi is not None and not side.alibi.learned:
-            raise RunError(f"model.{name}.alibi.learned: a fixed scale cannot be trained with; set it to true")
-
-
-def check_vocabulary(config: RunConfig) -> None:
-    """See that the model knows every token of the tokenizer that prepared its text.
-
-    Raises:
-        RunError: if not; DataError if there are no shards.
-    """
-    if config.model.text is None:
-        return
-    path = config.data.path_of("text")
-    known, used = config.model.text.vocab_size, stored_vocab_size(expand_path(path)[0].parent)
-    if used is not None and used > known:
-        raise RunError(
-            f"model.text.vocab_size: {known:,} is less than the {used:,} tokens of the tokenizer in {path}; "
-            f"set --model.text.vocab-size {used}"
-        )
-
-
 def build_mixture(config: RunConfig, grid: Grid, rank: int, positions: dict[str, int]) -> Mixture:
     """Loaders of all modalities, each from its position on; ranks that share one model read the same samples.
 
@@ -254,17 +220,6 @@ def build_mixture(config: RunConfig, grid: Grid, rank: int, positions: dict[str,
             pin_memory=torch.cuda.is_available(),
         )
     return Mixture(loaders)
-
-
-def _check_resume(config: RunConfig, checkpoint: Path) -> dict[str, str]:
-    """Refuse a checkpoint of another configuration; give back the ids under which trackers know the run."""
-    changed = differences(read_run_config(checkpoint), config, RESUME_MAY_CHANGE)
-    if changed:
-        raise RunError(
-            f"{checkpoint} was written with another configuration ({'; '.join(changed[:3])}"
-            f"{' and more' if len(changed) > 3 else ''}); use another --run-dir, or --resume never"
-        )
-    return dict(Manifest.read(checkpoint).run_ids)
 
 
 def _describe(config: RunConfig, groups: ProcessGroups, device: torch.device, checkpoint: Path | None) -> str:

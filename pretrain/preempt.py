@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class StopRequest:
@@ -22,7 +22,7 @@ class StopRequest:
 
 
 def install() -> StopRequest:
-    """Catch Ctrl-C, SIGTERM and SIGUSR1 (SLURM's early warning) from now on."""
+    """Catch Ctrl-C, SIGTERM, and SIGUSR1 and SIGUSR2 (SLURM's early warning, as sites choose) from now on."""
     stop = StopRequest()
     for number in SIGNALS:
         signal.signal(number, stop.receive)

@@ -2,13 +2,16 @@
 
 import argparse
 import os
+import secrets
 from pathlib import Path
 
 from pretrain import preempt
-from pretrain.config import RunConfig, from_yaml, with_overrides
+from pretrain.checkpoint.progress import is_done
+from pretrain.config import RunConfig
 from pretrain.environment import Processes, read_environment
 from pretrain.errors import RunError
-from pretrain.recipes.registry import RECIPES, recipe
+from pretrain.recipes.registry import recipe
+from pretrain.request import Request, lay_out, read_request, request_arguments
 
 _DESCRIPTION = """\
 Pretrain a recipe. Alone this is a one-process run; under deepspeed, torchrun or srun it is distributed.
@@ -28,35 +31,23 @@ def main(argv: list[str]) -> int:
     options, overrides = parser.parse_known_args(argv)
     if options.help:
         return _help(parser, options.recipe)
-    if options.recipe is None:
-        raise RunError(f"which recipe? known: {', '.join(RECIPES)}")
     processes = read_environment(os.environ)
-    config = recipe(options.recipe)
-    if options.config:
-        config = from_yaml(_read(options.config), str(options.config), config)
-    config = with_overrides(config, overrides)
-    run_dir = _prepare_run_dir(options.run_dir or Path("runs") / config.name)
-    return _train(config, run_dir, processes, stop, options)
+    request = read_request(options, overrides)
+    _prepare_run_dir(request.run_dir)
+    return _train(request, processes, stop)
 
 
-def _train(
-    config: RunConfig,
-    run_dir: Path,
-    processes: Processes,
-    stop: preempt.StopRequest,
-    options: argparse.Namespace,
-) -> int:
-    from pretrain.parallel.deepspeed_config import read_user_json
-    from pretrain.parallel.grid import make_grid
-
-    user_deepspeed = read_user_json(options.deepspeed) if options.deepspeed else None
-    grid = make_grid(config.parallel, config.model, processes.world_size)  # raises before heavy imports, as does
-    for modality in config.model.modalities:
-        config.microbatches(modality, grid.dp_size)
+def _train(request: Request, processes: Processes, stop: preempt.StopRequest) -> int:
+    config, run_dir = request.config, request.run_dir
+    lay_out(config, processes.world_size, request.deepspeed)  # raises before heavy imports
+    if request.resume == "auto" and is_done(run_dir, config):
+        if processes.rank == 0:
+            print(f"{run_dir} is done: it has all {config.training.max_steps} steps")
+        return 0
     from pretrain.build import build_trainer
     from pretrain.parallel.zero import leave_processes
 
-    trainer = build_trainer(config, run_dir, processes, stop, resume=options.resume, user_deepspeed=user_deepspeed)
+    trainer = build_trainer(config, run_dir, processes, stop, resume=request.resume, user_deepspeed=request.deepspeed)
     if processes.rank == 0:
         preempt.unmark(run_dir)
     try:
@@ -76,20 +67,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="d2v train",
         description=_DESCRIPTION,
+        parents=[request_arguments()],
         add_help=False,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("recipe", nargs="?", help=f"one of {', '.join(RECIPES)}")
-    parser.add_argument("--run-dir", type=Path, help="where the run is written (default runs/RECIPE)")
-    parser.add_argument(
-        "--resume",
-        choices=("auto", "never"),
-        default="auto",
-        help="auto (default): go on from the newest whole checkpoint of the run directory; never: refuse if it has one",
-    )
-    parser.add_argument("--config", type=Path, help="YAML laid over the recipe, e.g. another run's config.yaml")
-    parser.add_argument("--deepspeed", type=Path, help="DeepSpeed JSON laid over the generated one")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     parser.add_argument("-h", "--help", action="store_true", help="show this, or all fields of RECIPE, and exit")
     return parser
@@ -108,14 +90,7 @@ def _help(parser: argparse.ArgumentParser, name: str | None) -> int:
     return 0
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise RunError(f"--config {path}: {error.strerror}") from error
-
-
-def _prepare_run_dir(run_dir: Path) -> Path:
+def _prepare_run_dir(run_dir: Path) -> None:
     """Make the run directory and see that it can be written.
 
     Raises:
@@ -123,9 +98,8 @@ def _prepare_run_dir(run_dir: Path) -> Path:
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        probe = run_dir / f".probe-{os.getpid()}"
+        probe = run_dir / f".probe-{secrets.token_hex(4)}"  # process ids repeat on other machines
         probe.touch()
         probe.unlink()
     except OSError as error:
         raise RunError(f"--run-dir {run_dir}: cannot be written: {error.strerror}") from error
-    return run_dir

@@ -18,8 +18,9 @@ from deploy.export.heads import Head, read_head
 from model.config import ModelConfig
 from model.data2vec import Data2Vec
 from model.positions import sincos_2d
+from pretrain.checkpoint.progress import read_run_config
 from pretrain.checkpoint.store import locate
-from pretrain.checkpoint.weights import FragmentReader, read_run_config
+from pretrain.checkpoint.weights import FragmentReader
 from pretrain.errors import RunError
 
 

@@ -31,8 +31,8 @@ from deploy.export.standalone import FILE_NAME, modeling_source
 from deploy.export.transformers_config import transformers_config
 from model.data2vec import Data2Vec
 from pretrain.checkpoint.manifest import Manifest
+from pretrain.checkpoint.progress import read_run_config
 from pretrain.checkpoint.store import locate
-from pretrain.checkpoint.weights import read_run_config
 from pretrain.errors import RunError
 from pretrain.evaluate.encoder import Source
 

@@ -9,7 +9,6 @@ from safetensors import safe_open
 from torch import Tensor
 
 from pretrain.checkpoint.manifest import Manifest, Part
-from pretrain.config import RunConfig, from_yaml
 from pretrain.errors import RunError
 
 
@@ -100,19 +99,6 @@ class FragmentReader:
             return self._open[name].get_slice(key)[start:stop]
         except Exception as error:  # safetensors raises its own SafetensorError, not an OSError or ValueError
             raise RunError(f"{path}: cannot be read ({error}); use an earlier checkpoint") from error
-
-
-def read_run_config(checkpoint: Path) -> RunConfig:
-    """The configuration that a checkpoint was written with.
-
-    Raises:
-        RunError: if config.yaml is missing or does not fit this release.
-    """
-    path = checkpoint / "config.yaml"
-    try:
-        return from_yaml(path.read_text(encoding="utf-8"), str(path))
-    except OSError as error:
-        raise RunError(f"{path}: {error.strerror}; is {checkpoint} a complete checkpoint?") from error
 
 
 def read_weights(checkpoint: Path, source: Literal["student", "teacher"]) -> dict[str, Tensor]:

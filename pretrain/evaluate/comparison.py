@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from data_pipelines.loader import labelled_images
 from pretrain.checkpoint.manifest import Manifest
+from pretrain.checkpoint.progress import read_run_config
 from pretrain.checkpoint.store import locate
-from pretrain.checkpoint.weights import read_run_config
 from pretrain.config import RunConfig
 from pretrain.evaluate.encoder import Source, pooled, trained_encoder, untrained_encoder
 from pretrain.evaluate.features import Encode, Features, extract, pixels, standardise

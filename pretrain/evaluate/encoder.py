@@ -5,7 +5,8 @@ from typing import Literal
 
 from model.data2vec import Data2Vec
 from model.initialization import initialize
-from pretrain.checkpoint.weights import read_run_config, read_weights
+from pretrain.checkpoint.progress import read_run_config
+from pretrain.checkpoint.weights import read_weights
 from pretrain.config import RunConfig
 from pretrain.errors import RunError
 from pretrain.evaluate.features import Encode

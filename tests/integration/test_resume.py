@@ -120,7 +120,7 @@ def test_resume_on_another_layout(tmp_path: Path, digit_shards: Path) -> None:
             assert loss == pytest.approx(expected[step], rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"])
 def test_signal_saves_and_exits_0(tmp_path: Path, digit_shards: Path, name: str) -> None:
     run_dir = tmp_path / "run"
     command = arguments(digit_shards, run_dir, "--training.max-steps=100000", "--checkpoint.every-steps=100000")

@@ -23,8 +23,8 @@ import deploy.export.registration  # noqa: F401  AutoModel needs it
 from data_pipelines.loader import labelled_images
 from data_pipelines.reader import Reader
 from deploy.cli import main
+from pretrain.checkpoint.progress import read_run_config
 from pretrain.checkpoint.store import locate
-from pretrain.checkpoint.weights import read_run_config
 from pretrain.evaluate.encoder import trained_encoder, untrained_encoder
 from tests.distributed.launch import run_ranks
 from tests.unit.deploy.test_report_page import TITLES

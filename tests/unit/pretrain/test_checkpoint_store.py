@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 from pretrain.checkpoint import store
 from pretrain.checkpoint.manifest import FileRecord, Manifest, file_sha256
-from pretrain.checkpoint.weights import FragmentReader, read_run_config, read_weights
+from pretrain.checkpoint.progress import read_run_config
+from pretrain.checkpoint.weights import FragmentReader, read_weights
 from pretrain.config import write_yaml
 from pretrain.errors import RunError
 from pretrain.recipes.registry import recipe

@@ -20,7 +20,7 @@ def handlers() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"])
 def test_a_signal_is_noted_and_nothing_else_happens(name: str) -> None:
     stop = preempt.install()
     assert stop.requested is None

@@ -24,8 +24,9 @@ from deploy.export.heads import read_head
 from model.positions import sincos_2d
 from model.sections import MaskConfig
 from pretrain.checkpoint.manifest import Manifest, damage
+from pretrain.checkpoint.progress import read_run_config
 from pretrain.checkpoint.store import locate, newest_whole
-from pretrain.checkpoint.weights import read_run_config, read_weights
+from pretrain.checkpoint.weights import read_weights
 from pretrain.config import differences
 from pretrain.errors import RunError
 from pretrain.evaluate.encoder import trained_encoder

@@ -1,0 +1,105 @@
+"""N processes on this machine through DeepSpeed's launcher. No torch."""
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from deploy.arguments import positive_int
+from deploy.launch.prepare import launch_arguments, prepare, shown
+from deploy.launch.supervise import supervise
+from pretrain.environment import free_port
+from pretrain.errors import RunError
+
+PROGRAM = "deploy.cli"
+"""Module that every process runs: ``d2v``."""
+_DESCRIPTION = """\
+Run a recipe as N processes of this machine. Ctrl-C, SIGTERM, USR1 and USR2 reach the processes, which save and end.
+Every field of the configuration can be set with --section.field VALUE, as for d2v train."""
+_OF_A_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def local_command(
+    arguments: Sequence[str], num_processes: int, *, port: int, visible_devices: str | None = None
+) -> list[str]:
+    """The command that runs ``d2v ARGUMENTS`` as ``num_processes`` processes of this machine.
+
+    Args:
+        arguments: of ``d2v``, such as ``["train", "image-tiny", "--run-dir", "runs/a"]``.
+        num_processes: one per accelerator.
+        port: a free one, over which the processes find each other; ``pretrain.environment.free_port`` finds it.
+        visible_devices: value of CUDA_VISIBLE_DEVICES. DeepSpeed ignores it where it is told a number of
+            processes, so the devices are named to it instead.
+    Raises:
+        RunError: if fewer devices are visible than processes are wanted, or they have no numbers.
+    """
+    devices = f"--num_gpus={num_processes}"
+    if visible_devices:
+        chosen = visible_devices.split(",")[:num_processes]
+        if len(chosen) < num_processes:
+            raise RunError(
+                f"CUDA_VISIBLE_DEVICES={visible_devices} shows {len(chosen)} devices, but {num_processes} processes "
+                "need one each; change either"
+            )
+        if not all(one.strip().isdecimal() for one in chosen):
+            raise RunError(
+                f"CUDA_VISIBLE_DEVICES={visible_devices}: DeepSpeed's launcher knows devices by number only; "
+                f"use numbers, or torchrun --nproc-per-node={num_processes} -m {PROGRAM} train ..."
+            )
+        if [int(one) for one in chosen] != list(range(num_processes)):
+            devices = f"--include=localhost:{','.join(one.strip() for one in chosen)}"
+    return [
+        sys.executable,
+        "-m",
+        "deepspeed.launcher.runner",
+        "--log_level=error",
+        f"--master_port={port}",
+        devices,
+        "--no_local_rank",
+        "--module",
+        PROGRAM,
+        *arguments,
+    ]
+
+
+def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what another launcher may have said about this process."""
+    return {name: value for name, value in environment.items() if name not in _OF_A_LAUNCHER}
+
+
+def main(argv: list[str]) -> int:
+    """Run ``d2v launch local``.
+
+    Returns:
+        The launcher's exit status; 1 if it says 0 though the run neither finished nor was saved.
+    Raises:
+        RunError, ConfigError, DataError: for bad input.
+    """
+    parser = argparse.ArgumentParser(
+        prog="d2v launch local", description=_DESCRIPTION, parents=[launch_arguments()], allow_abbrev=False
+    )
+    parser.add_argument("--num-processes", type=positive_int, required=True, help="one per accelerator")
+    options, overrides = parser.parse_known_args(argv)
+    launch = prepare(options, overrides, options.num_processes)
+    if launch is None:
+        return 0
+    command = local_command(
+        launch.arguments,
+        options.num_processes,
+        port=free_port(),
+        visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
+    )
+    if options.dry_run:
+        print(shown(command))
+        return 0
+    launch.keep(shown(command))
+    return supervise(command, clean_environment(os.environ)) or unmarked(launch.run_dir)
+
+
+def unmarked(run_dir: Path) -> int:
+    """1, with a line about it, if a run has left no marker: launchers say 0 where a signal killed what they started."""
+    if any((run_dir / name).exists() for name in ("DONE", "RESUME")):
+        return 0
+    print(f"d2v: error: {run_dir} is neither DONE nor RESUME: its processes were killed", file=sys.stderr)
+    return 1
