@@ -31,9 +31,11 @@ class Pipeline:
         self._exchange = exchange
         self._device = device
         # The schedule scales a loss that comes with a count by nothing but what this says: by nothing.
-        exchange.config = TransformerConfig(
-            num_layers=1, hidden_size=1, num_attention_heads=1, calculate_per_token_loss=True
-        )
+        with warnings.catch_warnings():  # of its own defaults
+            warnings.simplefilter("ignore")
+            exchange.config = TransformerConfig(
+                num_layers=1, hidden_size=1, num_attention_heads=1, calculate_per_token_loss=True
+            )
 
     def run(self, num_microbatches: int, forward: Forward) -> None:
         """All of a step's microbatches; gradients accumulate in the parameters.

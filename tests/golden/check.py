@@ -32,14 +32,18 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m tests.golden.check DIR", file=sys.stderr)
         return 2
     directory = Path(arguments[0]).resolve()
-    paths = [path for path in sorted(directory.rglob("*.json")) if path.with_suffix(".safetensors").is_file()]
-    paths = [path for path in paths if "config_resolved" in json.loads(path.read_text(encoding="utf-8"))]
-    results = [check(path) for path in paths]
+    results = [check(path) for path in case_paths(directory)]
     for result in results:
         print(json.dumps(result))
     if not results:
         print(f"no golden case under {directory}", file=sys.stderr)
     return 0 if results and all(result["ok"] for result in results) else 1
+
+
+def case_paths(directory: Path) -> list[Path]:
+    """The cases' JSON files under a folder, in order."""
+    paths = [path for path in sorted(directory.rglob("*.json")) if path.with_suffix(".safetensors").is_file()]
+    return [path for path in paths if "config_resolved" in json.loads(path.read_text(encoding="utf-8"))]
 
 
 def check(path: Path) -> dict:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from tests.distributed.launch import run_ranks
 from tests.golden import check
 
 HERE = Path(__file__).parent
@@ -37,6 +38,25 @@ def test_shared_cases(capsys: pytest.CaptureFixture[str]) -> None:
     assert {f"{name}/{size}" for name in modalities for size in ("mini", "base_tiny")} <= {
         case["case"] for case in cases
     }
+
+
+@pytest.fixture(scope="module")
+def through_layouts() -> dict[tuple[str, str], dict]:
+    """Results of tests.golden.layouts by case and layout; of shared/golden, which has the committed cases too."""
+    directory = SHARED if SHARED.is_dir() else HERE
+    printed, _ = run_ranks("tests.golden.layouts", [str(directory)], 2)
+    results = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
+    return {(result["case"], result["layout"]): result for result in results}
+
+
+@pytest.mark.parametrize("layout", ["tp2", "pp2"])
+@pytest.mark.parametrize("modality", ["image", "audio", "text"])
+def test_layouts_give_the_references_vectors(
+    through_layouts: dict[tuple[str, str], dict], modality: str, layout: str
+) -> None:
+    """Outputs, losses and every gradient, through DeepSpeed, megatron's linears and its schedule."""
+    sizes = ["mini", "base_tiny"] if SHARED.is_dir() else ["mini"]
+    assert [through_layouts[f"{modality}/{size}", layout]["beyond"] for size in sizes] == [[]] * len(sizes)
 
 
 AUDIO, TEXT = "modality_encoders.AUDIO", "modality_encoders.TEXT"
