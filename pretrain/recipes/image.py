@@ -7,6 +7,7 @@ from model.config import ImageConfig, ModelConfig
 from model.sections import DecoderConfig, EncoderConfig, LossConfig, MaskConfig, TargetConfig
 from pretrain.config import RunConfig
 from pretrain.sections import (
+    CheckpointSection,
     EmaSection,
     OptimSection,
     PrecisionSection,
@@ -23,6 +24,10 @@ _DATA = DataConfig(
         std=(0.229, 0.224, 0.225),
     ),
     num_workers=10,  # [yaml] dataset.num_workers
+)
+_CHECKPOINT = CheckpointSection(
+    every_steps=25_000,  # [yaml] save_interval_updates
+    keep=3,  # [ours]
 )
 
 
@@ -59,6 +64,7 @@ def image_base() -> RunConfig:
             global_batch_size=16 * 16,  # [yaml] dataset.batch_size x distributed_world_size
             seed=1,  # [fairseq] common.seed
         ),
+        checkpoint=_CHECKPOINT,
     )
 
 
@@ -85,6 +91,7 @@ def image_large() -> RunConfig:
         ema=EmaSection(start=0.9998, end=0.99999, anneal_steps=150_000),  # [yaml]; [paper] end 1.0 at 500k
         precision=PrecisionSection(dtype="bf16"),  # [ours]
         training=TrainingSection(max_steps=375_300, global_batch_size=16 * 8, seed=1),  # [yaml]
+        checkpoint=_CHECKPOINT,
     )
 
 
@@ -99,6 +106,7 @@ def image_huge16() -> RunConfig:
         ema=EmaSection(start=0.9998, end=0.99995, anneal_steps=150_000),  # [yaml]
         precision=PrecisionSection(dtype="bf16"),  # [ours]
         training=TrainingSection(max_steps=375_300, global_batch_size=16 * 8, seed=1),  # [yaml]
+        checkpoint=_CHECKPOINT,
     )
 
 
@@ -113,6 +121,7 @@ def image_huge14() -> RunConfig:
         ema=EmaSection(start=0.9998, end=1.0, anneal_steps=300_000),  # [yaml]
         precision=PrecisionSection(dtype="bf16"),  # [ours]
         training=TrainingSection(max_steps=500_000, global_batch_size=32 * 8, seed=1),  # [yaml]
+        checkpoint=_CHECKPOINT,
     )
 
 
