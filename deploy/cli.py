@@ -13,6 +13,7 @@ COMMANDS = {
     "eval": ("deploy.evaluate", "k nearest neighbours or linear probe on frozen features"),
     "export": ("deploy.export.command", "convert a checkpoint for inference"),
     "import": ("deploy.export.import_command", "turn a checkpoint of fairseq into one of ours"),
+    "doctor": ("deploy.doctor.command", "what works on this machine or between these processes, and the fix"),
     "report": ("deploy.report", "one HTML page about a run"),
 }
 

@@ -92,6 +92,14 @@ def decode_audio(data: bytes, max_seconds: float) -> tuple[NDArray[np.float32], 
         return _decode(sound, max_seconds), sound.samplerate
 
 
+def encode_audio(waveform: NDArray[np.float32], sample_rate: int, extension: str) -> bytes:
+    """A waveform (L,) as a file of one of the formats that are read, by its extension; hertz."""
+    names = {extension: name for name, extension in _EXTENSIONS.items() if name != "WAVEX"}
+    buffer = io.BytesIO()
+    soundfile.write(buffer, waveform, sample_rate, format=names[extension])
+    return buffer.getvalue()
+
+
 def load_audio(
     data: bytes, config: AudioSourceConfig, generator: np.random.Generator | None = None
 ) -> NDArray[np.float32]:

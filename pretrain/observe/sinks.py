@@ -96,7 +96,7 @@ class Wandb:
                 id=run_ids.get("wandb"),
                 resume="allow",
                 dir=run_dir,
-                mode=_wandb_mode(),
+                mode=wandb_mode(),
                 settings=wandb.Settings(silent=True, console="off"),
             )
         except (wandb.errors.Error, ValueError) as error:
@@ -114,7 +114,7 @@ class Wandb:
         self._run.finish()
 
 
-def _wandb_mode() -> Any:
+def wandb_mode() -> Any:
     """WANDB_MODE, else online for those who have credentials: W&B by itself would ask for them."""
     import wandb
 

@@ -60,6 +60,13 @@ def join_processes(processes: Processes, backend: str) -> None:
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
 
 
+def prebuilt_operators() -> list[str]:
+    """DeepSpeed's compiled operators that its installation brought along; training here uses none."""
+    with _quiet():
+        from deepspeed.git_version_info import installed_ops
+    return [name for name, is_built in installed_ops.items() if is_built and name != "deepspeed_not_implemented"]
+
+
 def leave_processes() -> None:
     """End the collectives' threads once all ranks are done; else the interpreter's exit may abort over them."""
     torch.distributed.destroy_process_group()
