@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Literal, TextIO
 
+from deploy.progress import counted
+
 Level = Literal["ok", "absent", "warning", "error"]
 _SYMBOLS: dict[Level, tuple[str, str, str]] = {  # on a terminal with its colour, and as plain text
     "ok": ("✓", "32", "ok"),
@@ -45,7 +47,8 @@ def show(name: str, finding: Finding, stream: TextIO) -> None:
 def summary(findings: Iterable[Finding]) -> str:
     """How many rows are of which level."""
     levels = [finding.level for finding in findings]
-    return f"{len(levels)} checks: {levels.count('error')} errors, {levels.count('warning')} warnings"
+    errors, warnings = counted(levels.count("error"), "error"), counted(levels.count("warning"), "warning")
+    return f"{len(levels)} checks: {errors}, {warnings}"
 
 
 def as_json(rows: dict[str, Finding], **more: object) -> str:

@@ -53,7 +53,7 @@ def test_a_run_dir_that_one_rank_does_not_see(tmp_path: Path) -> None:
     assert [process.returncode for process in ranks] == [1, 1]
     assert "ERROR    run directory   runs: rank 1 on" in tables[0] and "rank 0 on" not in tables[0]
     assert "does not see rank 0's file: No such file or directory" in tables[0]
-    assert "1 errors" in tables[0] and tables[1] == ""
+    assert "1 error," in tables[0] and tables[1] == ""
 
 
 def test_a_rank_that_does_not_come_is_named() -> None:

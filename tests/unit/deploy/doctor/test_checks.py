@@ -49,7 +49,7 @@ def test_only_errors_fail() -> None:
     ok, absent, warning = Finding("ok", ""), Finding("absent", ""), Finding("warning", "", "x")
     assert not failed([ok, absent, warning])
     assert failed([ok, Finding("error", "", "x"), absent])
-    assert summary([ok, warning, warning, Finding("error", "")]) == "4 checks: 1 errors, 2 warnings"
+    assert summary([ok, warning, warning, Finding("error", "")]) == "4 checks: 1 error, 2 warnings"
 
 
 class Terminal(io.StringIO):
