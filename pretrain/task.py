@@ -16,6 +16,7 @@ from model.losses import LossTerm, objective, term_counts
 from model.masking import Views, split_views, take
 from model.outputs import LocalOutput, StageOutput, StudentOutput, TeacherOutput
 from model.sections import ModalityConfig
+from pretrain.errors import RunError
 from pretrain.parallel.teacher import ShardedTeacher
 from pretrain.parallel.zero import StudentEngine
 
@@ -87,6 +88,23 @@ class Data2VecTask:
     def label(self, modality: str, name: str) -> str:
         """What a figure of one modality is called in a run: its plain name if there is only one."""
         return name if len(self.modalities) == 1 else f"{modality}_{name}"
+
+    def check(self, batch: Batch) -> None:
+        """See that the model knows every token, while they are in host memory: a GPU would abort without a name.
+
+        Shards of others hold no tokenizer by which ``preflight`` could tell beforehand.
+
+        Raises:
+            RunError: if not.
+        """
+        text = self._config.text
+        if batch.modality != "text" or text is None or batch.source.amax() < text.vocab_size:
+            return
+        row, place = (batch.source >= text.vocab_size).nonzero()[0].tolist()
+        raise RunError(
+            f"model.text.vocab_size: {text.vocab_size:,} does not hold token {int(batch.source[row, place]):,} of text "
+            f"sample {int(batch.sample[row]):,}; set --model.text.vocab-size to that of the tokenizer of these shards"
+        )
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """What the terms' sums are divided by, by label; known on the host."""

@@ -141,6 +141,7 @@ class Trainer:
         batches = self._mixture.next_step()
         local: dict[str, float] = defaultdict(float)
         for batch in batches:
+            self._task.check(batch)
             for name, count in self._task.counts(batch).items():
                 local[name] += count
             for name, amount in self._amounts(batch).items():

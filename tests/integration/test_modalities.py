@@ -1,6 +1,8 @@
 """Speech, text and all of them in one run: from files to falling losses, on one and two processes, killed between."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,8 @@ import soundfile
 import torch
 
 from data_pipelines.loader import build_loader
+from data_pipelines.reader import Reader
+from data_pipelines.transforms.text import read_tokens
 from deploy.cli import main
 from pretrain.checkpoint.manifest import Manifest
 from pretrain.checkpoint.store import complete_checkpoints, locate
@@ -106,6 +110,28 @@ def test_text_learns_and_masks_what_the_recipe_says(tmp_path: Path, text_shards:
     assert config.model.text is not None
     prob = config.model.text.mask.prob
     assert masked_shares(config, "text") == {(64 - int(64 * (1 - prob)), 64)}
+
+
+def test_shards_without_tokenizer_are_checked_token_by_token(tmp_path: Path, text_shards: Path) -> None:
+    shutil.copytree(text_shards, tmp_path / "shards")
+    (tmp_path / "shards" / "tokenizer.model").unlink()  # as shards of others come
+    options = [f"--data.path={tmp_path}/shards", "--model.text.vocab-size=500", "--training.max-steps=2", *QUIET]
+    process = subprocess.run(
+        [sys.executable, "-m", "deploy.cli", "train", "text-tiny", f"--run-dir={tmp_path}/run", *options],
+        env=rank_environment(0, 1, free_port()),
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert process.returncode == 2
+    found = re.search(
+        r"^d2v: error: model\.text\.vocab_size: 500 does not hold token ([\d,]+) of text sample ([\d,]+); .*$",
+        process.stderr,
+        re.MULTILINE,
+    )
+    assert found is not None, process.stderr
+    token, sample = (int(number.replace(",", "")) for number in found.groups())
+    assert token >= 500 and token in read_tokens(Reader(str(text_shards)).read(sample).members["npy"])
 
 
 @pytest.fixture(scope="module")
