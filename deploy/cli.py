@@ -10,6 +10,7 @@ COMMANDS = {
     "shards": ("deploy.shards", "index, describe, verify or preview shards"),
     "train": ("pretrain.train", "pretrain a recipe; under deepspeed, torchrun or srun on many processes"),
     "launch": ("deploy.launch.command", "start a run on this machine or on others"),
+    "plan": ("deploy.plan.command", "layouts of a recipe that fit a cluster: memory, time, DeepSpeed JSON"),
     "eval": ("deploy.evaluate", "k nearest neighbours or linear probe on frozen features"),
     "export": ("deploy.export.command", "convert a checkpoint for inference"),
     "import": ("deploy.export.import_command", "turn a checkpoint of fairseq into one of ours"),

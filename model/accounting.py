@@ -51,15 +51,32 @@ def train_flops_per_sample(config: ModelConfig, modality: str, length: int, num_
 
 def train_flops_by_part(config: ModelConfig, modality: str, length: int, num_kept: int | None = None) -> Flops:
     """The same, in parts."""
+    teacher = teacher_flops_by_part(config, modality, length)
+    student = student_flops_by_part(config, modality, length, num_kept)
+    return Flops(*(one + other for one, other in zip(teacher, student, strict=True)))
+
+
+def teacher_flops_by_part(config: ModelConfig, modality: str, length: int) -> Flops:
+    """FLOPs of one sample's target, in parts: what the teacher owns, and the student's prenet over whole samples where
+    the teacher begins after it.
+    """
+    side, encoder = config.modalities[modality], config.encoder
+    num_tokens = tokens_of(side, length)
+    local, positions = _local_flops(side, encoder.dim, length), _position_flops(side, encoder.dim, num_tokens)
+    owned = {"frontend": local + positions, "context": positions, "encoder": 0}[side.teacher_scope]
+    block = _block_flops(encoder, side.num_extra_tokens + num_tokens)
+    return Flops(owned + side.prenet_depth * block, block, 0)
+
+
+def student_flops_by_part(config: ModelConfig, modality: str, length: int, num_kept: int | None = None) -> Flops:
+    """FLOPs of one sample's views, forward and backward, in parts; arguments as of ``train_flops_per_sample``."""
     side, encoder = config.modalities[modality], config.encoder
     num_tokens = tokens_of(side, length)
     if num_kept is None:
         num_kept = num_tokens - side.mask.num_removed(num_tokens)
     local, positions = _local_flops(side, encoder.dim, length), _position_flops(side, encoder.dim, num_tokens)
-    owned = {"frontend": local + positions, "context": positions, "encoder": 0}[side.teacher_scope]
-    teacher = _block_flops(encoder, side.num_extra_tokens + num_tokens)
-    block = teacher + 3 * side.num_views * _block_flops(encoder, side.num_extra_tokens + num_kept)
-    first = owned + 3 * (local + side.num_views * positions) + side.prenet_depth * block
+    block = 3 * side.num_views * _block_flops(encoder, side.num_extra_tokens + num_kept)
+    first = 3 * (local + side.num_views * positions) + side.prenet_depth * block
     return Flops(first, block, 3 * side.num_views * _decoder_flops(side, encoder.dim, num_tokens))
 
 

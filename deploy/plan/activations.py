@@ -6,12 +6,11 @@ The counts are those of this network under torch 2.13, seen with saved-tensor ho
 
 from dataclasses import dataclass
 
-from deploy.plan.kept import Network, block, decoder, frontend, loss, target, teacher
+from deploy.plan.kept import Network, Parts, parts
 from deploy.plan.shapes import Microbatch, microbatches
 from pretrain.config import RunConfig
 from pretrain.parallel.grid import Grid
-from pretrain.parallel.stages import stages_of
-from pretrain.work import typical_work
+from pretrain.work import stages_of_run
 
 
 @dataclass(frozen=True)
@@ -39,31 +38,42 @@ def activation_bytes(config: RunConfig, grid: Grid, *, on_cpu: bool = False) -> 
         on_cpu: attention in bf16 is not fused there, and dropout keeps its masks in the precision of the network.
     """
     network = Network(config, grid, on_cpu)
-    stages = stages_of(config.model, typical_work(config), pp_size=grid.pp_size, tp_size=grid.tp_size)
-    each = [_of_stages(network, one, stages) for one in microbatches(config, grid)]
-    return [max(of_modalities, key=lambda held: held.peak) for of_modalities in zip(*each, strict=True)]
+    of_each = [(one, parts(network, one)) for one in microbatches(config, grid)]
+    return activations_of(config, of_each, stages_of_run(config, pp_size=grid.pp_size, tp_size=grid.tp_size))
 
 
-def _of_stages(network: Network, one: Microbatch, stages: list[range]) -> list[ActivationBytes]:
-    return [_of_stage(network, one, number, blocks, len(stages)) for number, blocks in enumerate(stages)]
+def activations_of(
+    config: RunConfig, of_each: list[tuple[Microbatch, Parts]], stages: list[range]
+) -> list[ActivationBytes]:
+    """The same from what every modality's microbatch takes."""
+    prenets = {one.modality: config.model.modalities[one.modality].prenet_depth for one, _ in of_each}
+    return [
+        max(
+            (
+                _of_stage(one, held, number, len(blocks) + prenets[one.modality] * (number == 0), len(stages), again)
+                for one, held in of_each
+            ),
+            key=lambda held: held.peak,
+        )
+        for again in [config.parallel.recompute]
+        for number, blocks in enumerate(stages)
+    ]
 
 
-def _of_stage(network: Network, one: Microbatch, number: int, blocks: range, num_stages: int) -> ActivationBytes:
+def _of_stage(
+    one: Microbatch, each: Parts, number: int, num_blocks: int, num_stages: int, recompute: bool
+) -> ActivationBytes:
     is_first, is_last = number == 0, number == num_stages - 1
     under_way = min(num_stages - number, one.number)
-    num_blocks = len(blocks) + (network.side(one).prenet_depth if is_first else 0)
-    per_block, again = block(network, one), 0.0
-    if network.config.parallel.recompute:
-        per_block, again = network.hidden(one), per_block
-    student = under_way * (num_blocks * per_block + (frontend(network, one) if is_first else 0.0))
-    held, losing = (decoder(network, one), loss(network, one)) if is_last else (0.0, network.hidden(one))
-    teaching = teacher(network, one)
+    per_block, again = (each.hidden, each.block) if recompute else (each.block, 0.0)
+    student = under_way * (num_blocks * per_block + (each.frontend if is_first else 0.0))
+    held, losing = (each.decoder, each.loss) if is_last else (0.0, each.hidden)
     if num_stages == 1:
-        peak = student + max(held + losing, held + teaching, again)
+        peak = student + max(held + losing, held + each.teacher, again)
     else:  # the teacher has run for all microbatches before the student begins
-        targets = (one.number - 1) * target(network, one) if is_last else 0.0
+        targets = (one.number - 1) * each.target if is_last else 0.0
         losing += targets
-        peak = max(targets + teaching, student + held + losing, student + targets + again)
+        peak = max(targets + each.teacher, student + held + losing, student + targets + again)
     return ActivationBytes(
-        student=int(student + again), decoder=int(held), teacher=int(teaching), loss=int(losing), peak=int(peak)
+        student=int(student + again), decoder=int(held), teacher=int(each.teacher), loss=int(losing), peak=int(peak)
     )

@@ -56,6 +56,39 @@ class Network:
         return self.element * one.rows * one.tokens * (self.dim if width is None else width)
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What the parts of a network keep or hold for one microbatch, in bytes."""
+
+    hidden: float
+    """One hidden state of the student."""
+    block: float
+    """Kept by one of its blocks."""
+    frontend: float
+    """Kept by its frontend beside the blocks."""
+    decoder: float
+    """Kept by its decoder."""
+    loss: float
+    """Held when the backward pass begins."""
+    teacher: float
+    """Held while the teacher runs."""
+    target: float
+    """The target."""
+
+
+def parts(network: Network, one: Microbatch) -> Parts:
+    """All of them."""
+    return Parts(
+        network.hidden(one),
+        block(network, one),
+        frontend(network, one),
+        decoder(network, one),
+        loss(network, one),
+        teacher(network, one),
+        target(network, one),
+    )
+
+
 def block(network: Network, one: Microbatch) -> float:
     """Kept by one of the student's blocks: inputs of its linears, norms and GELU, its attention, its dropouts."""
     encoder, hidden = network.config.model.encoder, network.hidden(one)

@@ -1,10 +1,11 @@
 """One rank of a run: which parameters it has, how the optimizer cuts them, what its microbatches are. No torch."""
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 from deploy.plan.engine import Dtype, weight_dtype
 from model.accounting import tokens_of
+from model.config import ModelConfig
 from model.inventory import Parameter, student_parameters, teacher_parameters
 from model.sections import ModalityConfig
 from pretrain.config import RunConfig
@@ -41,6 +42,15 @@ class Microbatches:
     def target_tokens(self) -> int:
         """Rows of the targets: B * T."""
         return round(self.num_samples) * self.num_tokens
+
+
+class Group(list[Parameter]):
+    """Parameters of an optimizer group."""
+
+    @cached_property
+    def numel(self) -> int:
+        """Elements of all of them."""
+        return sum(one.numel for one in self)
 
 
 @dataclass(frozen=True)
@@ -102,39 +112,36 @@ class Rank:
         return self.numbers.stop == self.depth
 
     @cached_property
-    def teachers(self) -> list[Parameter]:
+    def teachers(self) -> Group:
         """Parameters that the teacher has too: the optimizer's first group."""
-        return teacher_parameters(self.config.model, self.numbers, self.grid.tp_size)
+        return _groups(self.config.model, self.numbers, self.grid.tp_size)[0]
 
     @cached_property
-    def groups(self) -> list[list[Parameter]]:
+    def groups(self) -> list[Group]:
         """The optimizer's groups; a stage without parameters of the student's own has a filler, see ``optim``."""
-        names = {one.name for one in self.teachers}
-        parameters = student_parameters(self.config.model, self.numbers, self.grid.tp_size)
-        own = [one for one in parameters if one.name not in names]
-        return [self.teachers, own or [Parameter("filler", (1,), False)]]
+        return _groups(self.config.model, self.numbers, self.grid.tp_size)
 
     @property
     def numel(self) -> int:
         """Elements of all its parameters."""
-        return sum(one.numel for group in self.groups for one in group)
+        return sum(group.numel for group in self.groups)
 
-    def shard_numel(self, group: list[Parameter]) -> int:
+    def shard_numel(self, group: Group) -> int:
         """Elements of a group that the optimizer of each data-parallel rank owns, padding included; at stage 0 those
         of the teacher's shard (``fragments.pack`` and ``split``).
         """
-        dp_size, total = self.grid.dp_size, sum(one.numel for one in group)
+        dp_size, total = self.grid.dp_size, group.numel
         if self.zero_stage == 3:
             return sum(-(-one.numel // dp_size) for one in group)
         if self.zero_stage == 0:
             return -(-total // dp_size)
         return -(-total // (2 * dp_size)) * 2  # DeepSpeed aligns shards to 4 bytes of bf16
 
-    def whole_numel(self, group: list[Parameter]) -> int:
+    def whole_numel(self, group: Group) -> int:
         """Elements of a group that is brought together: of stages 1 and 2 with padding."""
         if self.zero_stage in (1, 2):
             return self.grid.dp_size * self.shard_numel(group)
-        return sum(one.numel for one in group)
+        return group.numel
 
     @cached_property
     def microbatches(self) -> list[Microbatches]:
@@ -151,3 +158,12 @@ class Rank:
     def num_microbatches(self) -> int:
         """Of a step of this rank."""
         return sum(one.number for one in self.microbatches)
+
+
+@cache
+def _groups(model: ModelConfig, numbers: range, tp_size: int) -> list[Group]:
+    """The optimizer's groups; a search asks for the same ones again and again."""
+    teachers = teacher_parameters(model, numbers, tp_size)
+    names = {one.name for one in teachers}
+    own = [one for one in student_parameters(model, numbers, tp_size) if one.name not in names]
+    return [Group(teachers), Group(own or [Parameter("filler", (1,), False)])]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pretrain.config import RunConfig
 from pretrain.errors import RunError
 from pretrain.recipes.audio import audio_base, audio_large
+from pretrain.recipes.beyond import audio_1b, image_1b, image_3b, image_7b
 from pretrain.recipes.image import image_base, image_huge14, image_huge16, image_large
 from pretrain.recipes.multimodal import multimodal_base
 from pretrain.recipes.text import text_base, text_large, text_large_1m
@@ -20,8 +21,12 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "image-large": image_large,
     "image-huge16": image_huge16,
     "image-huge14": image_huge14,
+    "image-1b": image_1b,
+    "image-3b": image_3b,
+    "image-7b": image_7b,
     "audio-base": audio_base,
     "audio-large": audio_large,
+    "audio-1b": audio_1b,
     "text-base": text_base,
     "text-large": text_large,
     "text-large-1m": text_large_1m,

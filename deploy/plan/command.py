@@ -1,0 +1,151 @@
+"""``d2v plan``: which layouts of a recipe fit a cluster, what each takes, the files that start the best. No torch."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.atomic import replacing
+from deploy.arguments import positive_int
+from deploy.plan.advice import advise
+from deploy.plan.engine import Engine
+from deploy.plan.hardware import DEVICES, read_cluster, read_devices
+from deploy.plan.search import Plan, Problem
+from deploy.plan.table import as_json, as_text
+from pretrain.config import RunConfig, from_yaml, with_overrides
+from pretrain.errors import RunError
+from pretrain.parallel.deepspeed_config import deepspeed_config, read_user_json
+from pretrain.recipes.layouts import LAYOUTS
+from pretrain.recipes.registry import RECIPES, recipe
+
+_DESCRIPTION = """\
+Find the layouts (tensor, pipeline, data parallel, ZeRO stage, microbatch) that fit a cluster, with the memory and the
+time that each takes. Any field of the recipe can be set with --section.field VALUE; of --parallel only layouts with
+that value are looked at."""
+
+
+def main(argv: list[str]) -> int:
+    """Run ``d2v plan``.
+
+    Raises:
+        RunError, DataError, ConfigError: for bad input, or if no layout fits.
+    """
+    options, overrides = parser().parse_known_args(argv)
+    user = read_user_json(options.deepspeed) if options.deepspeed else {}
+    problem = read_problem(options, overrides, user)
+    advice = advise(problem, LAYOUTS.get(options.recipe))
+    if options.json:
+        print(json.dumps(as_json(advice, options.top), indent=2))
+    else:
+        print(as_text(advice, options.top))
+    if not advice.shown:
+        return 1
+    if options.out:
+        chosen = advice.shown[min(options.choose, len(advice.shown)) - 1]
+        write(options.out, chosen, user)
+        if not options.json:
+            print(
+                f"\nwritten to {options.out}: deepspeed.json, flags.txt; start it on every device with\n  "
+                f"d2v train {options.recipe} --deepspeed {options.out}/deepspeed.json $(cat {options.out}/flags.txt)"
+            )
+    return 0
+
+
+def read_problem(options: argparse.Namespace, overrides: list[str], user: dict[str, Any]) -> Problem:
+    """What the arguments ask for.
+
+    Raises:
+        RunError: if they are wrong.
+    """
+    config = recipe(options.recipe)
+    if options.config:
+        try:
+            text = options.config.read_text(encoding="utf-8")
+        except OSError as error:
+            raise RunError(f"--config {options.config}: {error.strerror}") from error
+        config = from_yaml(text, str(options.config), config)
+    if options.global_batch:
+        overrides = [*overrides, f"--training.global-batch-size={options.global_batch}"]
+    config = with_overrides(config, overrides)
+    layout = LAYOUTS.get(options.recipe)
+    if options.cluster is None and layout is None:
+        raise RunError(
+            "--cluster: which machines? such as 4x8xH200 (4 machines with 8 devices each), 8xA100-80 or 2xcpu"
+        )
+    cluster = read_cluster(options.cluster or layout.cluster, read_devices(options.hardware))  # type: ignore[union-attr]
+    names = [flag[2:].partition("=")[0].replace("-", "_") for flag in overrides if flag.startswith("--parallel.")]
+    pinned = frozenset(name.removeprefix("parallel.") for name in names)
+    return Problem(config, cluster, Engine.of(user), pinned)
+
+
+def flags(plan: Plan) -> list[str]:
+    """Arguments of ``d2v train`` that make a layout."""
+    section, training = plan.config.parallel, plan.config.training
+    made = [
+        f"--parallel.tp-size={section.tp_size}",
+        f"--parallel.pp-size={section.pp_size}",
+        f"--parallel.zero-stage={section.zero_stage}",
+        f"--parallel.teacher={section.teacher}",
+        f"--parallel.offload={section.offload}",
+        f"--parallel.recompute={str(section.recompute).lower()}",
+        f"--training.global-batch-size={training.global_batch_size}",
+    ]
+    if training.microbatch_size is not None:
+        made.append(f"--training.microbatch-size={training.microbatch_size}")
+    return made
+
+
+def deepspeed_json(plan: Plan, user: dict[str, Any]) -> dict[str, Any]:
+    """What DeepSpeed gets in this layout, a user's JSON laid over it.
+
+    Raises:
+        RunError: if they disagree on what the configuration owns.
+    """
+    return deepspeed_of(plan.config, plan.grid.dp_size, user)
+
+
+def deepspeed_of(config: RunConfig, dp_size: int, user: dict[str, Any]) -> dict[str, Any]:
+    """The same of a configuration."""
+    size = sum(config.microbatches(name, dp_size)[0] for name in config.model.modalities)
+    return deepspeed_config(
+        config.optim, config.precision, config.parallel, microbatch_size=size, dp_size=dp_size, user=user
+    )
+
+
+def write(out: Path, plan: Plan, user: dict[str, Any]) -> None:
+    """Write ``deepspeed.json`` and ``flags.txt``, one argument per line."""
+    settings = deepspeed_json(plan, user)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, text in (("deepspeed.json", json.dumps(settings, indent=2)), ("flags.txt", "\n".join(flags(plan)))):
+        with replacing(out / name) as stream:
+            stream.write(text.encode() + b"\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of ``d2v plan``."""
+    parser = argparse.ArgumentParser(
+        prog="d2v plan",
+        description=_DESCRIPTION,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("recipe", help=f"one of {', '.join(RECIPES)}")
+    parser.add_argument(
+        "--cluster",
+        metavar="NxGxNAME",
+        help=f"machines x devices each x device, e.g. 4x8xH200; known: {', '.join(DEVICES)}; default: that of the "
+        "recipe's own layout, if it has one",
+    )
+    parser.add_argument("--global-batch", type=positive_int, metavar="N", help="instead of the recipe's")
+    parser.add_argument("--hardware", type=Path, metavar="FILE", help="YAML or JSON with devices, laid over the table")
+    parser.add_argument("--config", type=Path, help="YAML laid over the recipe")
+    parser.add_argument("--deepspeed", type=Path, help="DeepSpeed JSON laid over the generated one")
+    parser.add_argument("--top", type=positive_int, default=10, help="layouts to show; default: 10")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="write deepspeed.json and flags.txt of the chosen layout"
+    )
+    parser.add_argument(
+        "--choose", type=positive_int, default=1, metavar="N", help="number of the layout that is written; default: 1"
+    )
+    parser.add_argument("--json", action="store_true", help="print all figures as JSON")
+    return parser

@@ -1,0 +1,197 @@
+"""Layouts that a search gives and refuses, over thousands of combinations; in which direction figures move."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+
+import pytest
+
+from deploy.plan.command import deepspeed_json, flags
+from deploy.plan.hardware import DEVICES, Cluster, read_cluster
+from deploy.plan.search import Plan, Problem, Search, plan_of, search
+from pretrain.config import with_overrides
+from pretrain.errors import RunError
+from pretrain.parallel.grid import make_grid
+from pretrain.recipes.registry import recipe
+
+CASES = [
+    ("image-tiny", "2xcpu", 0),
+    ("image-base", "3x8xA100-40", 0),
+    ("image-large", "2x8xH100", 96),
+    ("image-huge14", "128x8xH100", 0),
+    ("image-7b", "4x8xA100-40", 0),
+    ("audio-base", "2x4xMI300X", 0),
+    ("audio-1b", "6x8xB200", 0),
+    ("text-large", "5x7xH200", 0),
+    ("multimodal-base", "2x8xA100-80", 0),
+]
+FIELDS = ("parallel.tp_size", "parallel.pp_size", "parallel.zero_stage", "training.global_batch_size", "data.")
+
+
+def problem(name: str, cluster: str, batch: int = 0, *overrides: str) -> Problem:
+    more = [f"--training.global-batch-size={batch}"] if batch else []
+    config = with_overrides(recipe(name), [*overrides, *more])
+    pinned = {flag[len("--parallel.") :].partition("=")[0].replace("-", "_") for flag in overrides}
+    return Problem(config, read_cluster(cluster, DEVICES), pinned=frozenset(pinned))
+
+
+@pytest.fixture(scope="module")
+def searches() -> list[Search]:
+    return [search(problem(*case)) for case in CASES]
+
+
+def test_there_are_thousands(searches: list[Search]) -> None:
+    assert sum(len(one.plans) + len(one.too_large) for one in searches) > 2_000
+    assert sum(len(one.refusals) for one in searches) > 2_000
+
+
+def test_every_plan_is_legal(searches: list[Search]) -> None:
+    for found in searches:
+        for plan in itertools.chain(found.plans, found.too_large):
+            config = plan.config
+            assert make_grid(config.parallel, config.model, plan.cluster.size) == plan.grid
+            settings = deepspeed_json(plan, {})
+            assert settings["zero_optimization"]["stage"] == config.parallel.zero_stage
+            for name in config.model.modalities:
+                size, number = config.microbatches(name, plan.grid.dp_size)
+                assert size * number * plan.grid.dp_size == config.units_per_step(name)
+
+
+def test_flags_make_the_same_run(searches: list[Search]) -> None:
+    for case, found in zip(CASES, searches, strict=True):
+        away = [plan for plan in found.too_large if plan.config.parallel.offload != "none"]
+        for plan in [*found.plans[::400], *found.too_large[::400], *away[:1]]:
+            assert with_overrides(recipe(case[0]), flags(plan)) == plan.config
+
+
+def test_every_refusal_is_one(searches: list[Search]) -> None:
+    """The reason names a field, and the layout really cannot start."""
+    for case, found in zip(CASES, searches, strict=True):
+        config = problem(*case).config
+        size = read_cluster(case[1], DEVICES).size
+        for refusal in found.refusals:
+            assert refusal.reason.startswith(FIELDS) and len(refusal.reason) > 40
+            with pytest.raises(RunError) as caught:
+                grid = make_grid(refusal.section, config.model, size)
+                for name in config.model.modalities:
+                    config.microbatches(name, grid.dp_size)
+            assert str(caught.value) == refusal.reason
+
+
+def test_figures_make_sense(searches: list[Search]) -> None:
+    for found in searches:
+        for plan in itertools.chain(found.plans, found.too_large):
+            for state, host in plan.states:
+                assert all(value >= 0 for value in (*dataclasses.astuple(state), *dataclasses.astuple(host)))
+            assert all(value >= 0 for held in plan.activations for value in dataclasses.astuple(held))
+            assert all(held.peak >= held.decoder for held in plan.activations)
+            assert all(value >= 0 for value in dataclasses.astuple(plan.seconds)) and 0 < plan.mfu < 1
+            assert plan.memory_bytes > 0 and plan.device_hours > 0
+        assert all(plan.spare_bytes >= 0 for plan in found.plans)
+        assert all(plan.spare_bytes < 0 for plan in found.too_large)
+        seconds = [plan.seconds.total for plan in found.plans]
+        assert all(after >= before * 0.998 for before, after in itertools.pairwise(seconds))
+
+
+def one(name: str, cluster: str, *overrides: str, batch: int = 0) -> Plan:
+    return plan_of(problem(name, cluster, batch, *overrides))
+
+
+def state(plan: Plan) -> int:
+    return plan.states[0][0].total
+
+
+def activations(plan: Plan) -> int:
+    return plan.activations[0].peak
+
+
+ZERO = [[f"--parallel.zero-stage={stage}"] for stage in (1, 2, 3)]
+CUT = ["--parallel.zero-stage=1"]
+WHOLE = ["--training.microbatch-size=4", "--parallel.recompute=false"]
+
+
+@pytest.mark.parametrize(
+    ("measure", "layouts"),
+    [
+        (state, ZERO),
+        (state, [[*CUT, f"--parallel.tp-size={size}"] for size in (1, 2, 4, 8)]),
+        (activations, [[*CUT, f"--parallel.tp-size={size}", *WHOLE] for size in (1, 2, 4, 8)]),
+        (state, [[*CUT, f"--parallel.pp-size={size}"] for size in (1, 2, 4, 8)]),
+        (activations, [[f"--training.microbatch-size={size}"] for size in (8, 4, 2, 1)]),
+        (activations, [["--parallel.recompute=false"], ["--parallel.recompute=true"]]),
+        (state, [["--parallel.teacher=resident"], ["--parallel.teacher=gathered"]]),
+        (state, [["--parallel.offload=none"], ["--parallel.offload=optimizer"]]),
+    ],
+)
+@pytest.mark.parametrize("name", ["image-huge14", "image-7b"])
+def test_what_saves_memory(name: str, measure: Callable[[Plan], int], layouts: list[list[str]]) -> None:
+    sizes = [measure(one(name, "4x8xH100", *layout)) for layout in layouts]
+    assert all(after < before for before, after in itertools.pairwise(sizes)), sizes
+
+
+@pytest.mark.parametrize(
+    "layouts",
+    [
+        [["--parallel.recompute=false"], ["--parallel.recompute=true"]],
+        [["--parallel.offload=none"], ["--parallel.offload=optimizer"]],
+        [["--training.microbatch-size=8"], ["--training.microbatch-size=1"]],
+        [["--parallel.tp-size=1"], ["--parallel.tp-size=2"], ["--parallel.tp-size=8"]],
+    ],
+)
+def test_what_costs_time(layouts: list[list[str]]) -> None:
+    seconds = [one("image-huge14", "4x8xH100", *layout).seconds.total for layout in layouts]
+    assert all(after > before for before, after in itertools.pairwise(seconds)), seconds
+
+
+def test_more_microbatches_make_the_bubble_smaller() -> None:
+    shares = [
+        plan.seconds.bubble / plan.seconds.total
+        for plan in (
+            one("image-7b", "4x8xH100", "--parallel.zero-stage=1", "--parallel.pp-size=4", size) for size in SIZES
+        )
+    ]
+    assert all(after < before for before, after in itertools.pairwise(shares)), shares
+
+
+SIZES = [f"--training.microbatch-size={size}" for size in (256, 64, 16, 4)]
+
+
+@pytest.mark.parametrize(
+    ("field", "factor"),
+    [("tflops", 2), ("memory_gb_per_s", 2), ("link_gb_per_s", 2), ("network_gbit_per_s", 2), ("block_wait", 0.5)],
+)
+def test_better_hardware_is_faster(field: str, factor: float) -> None:
+    asked = problem("image-huge14", "4x8xH100", 0, "--parallel.zero-stage=1", "--parallel.tp-size=4")
+    device = asked.cluster.device
+    better = dataclasses.replace(device, **{field: factor * getattr(device, field)})
+    cluster = Cluster(4, 8, "better", better)
+    assert plan_of(dataclasses.replace(asked, cluster=cluster)).seconds.total < plan_of(asked).seconds.total
+
+
+def test_pinned_fields_are_kept() -> None:
+    found = search(problem("image-huge14", "4x8xH100", 0, "--parallel.tp-size=2", "--parallel.recompute=true"))
+    sections = [plan.config.parallel for plan in (*found.plans, *found.too_large)]
+    assert sections and {(section.tp_size, section.recompute) for section in sections} == {(2, True)}
+
+
+def test_time_saving_options_are_tried_where_they_are_needed() -> None:
+    """7 B on one device of 40 GB: only with the optimizer on the host and a gathered teacher."""
+    found = search(problem("image-7b", "1xA100-40"))
+    sections = [plan.config.parallel for plan in found.plans]
+    assert sections and {(one.offload, one.teacher) for one in sections} == {("optimizer", "gathered")}
+    roomy = search(problem("image-base", "8xH100"))
+    assert not any(plan.config.parallel.recompute or plan.config.parallel.gathers_teacher for plan in roomy.plans)
+
+
+def test_a_step_of_one_process_is_all_arithmetic_and_waiting() -> None:
+    seconds = one("image-tiny", "1xcpu").seconds
+    assert seconds.tensor_parallel == seconds.data_parallel == seconds.pipeline == seconds.bubble == 0
+    assert seconds.student > 3 * seconds.teacher > 0
+
+
+def test_stages_wait_as_long_as_the_schedule_says() -> None:
+    """With n microbatches and p stages, p - 1 of n + p - 1 turns are empty."""
+    plan = one("image-7b", "4x8xH100", "--parallel.zero-stage=1", "--parallel.pp-size=4", SIZES[3])
+    seconds, (_, number) = plan.seconds, plan.config.microbatches("image", plan.grid.dp_size)
+    work = seconds.student + seconds.teacher + seconds.tensor_parallel
+    assert seconds.bubble / (work + seconds.bubble) == pytest.approx(3 / (number + 3))
