@@ -134,7 +134,7 @@ def measure(
         return out
 
     def backward(out: StudentOutput, targets: torch.Tensor) -> None:
-        terms = objective(side, out, targets, views, source).values()
+        terms = objective(side, out, targets, source).values()
         torch.stack([term.weight * term.sum / term.count for term in terms]).sum().backward()
 
     for round_number in range(repeats + 1):

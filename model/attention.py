@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.linear import LinearFactory
+from model.rows import RowDropout
 from model.sections import EncoderConfig
 
 
@@ -23,7 +24,7 @@ class Attention(nn.Module):
         self._linears = linears
         self.qkv = linears.column(config.dim, 3 * config.dim)
         self.output = linears.row(config.dim, config.dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = RowDropout(config.dropout, linears.hidden)
 
     def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Tokens (N, T, D) and bias None or broadcastable to (N, heads here, T, T), fp32 -> (N, T, D)."""

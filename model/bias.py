@@ -90,6 +90,6 @@ class AttentionBias:
         if padding is None:
             return None
         if views is not None:
-            padding = padding.repeat_interleave(len(views.kept) // len(padding), dim=0).gather(1, views.kept)
+            padding = views.spread(padding).gather(1, views.kept)
         bias = torch.zeros(padding.shape, device=padding.device).masked_fill_(padding, _PADDED)
         return functional.pad(bias, (self._num_extra_tokens, 0))[:, None, None, :]

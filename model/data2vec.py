@@ -21,6 +21,7 @@ from model.modalities.base import Context, Frontend
 from model.modalities.image import ImageFrontend
 from model.modalities.text import TextFrontend
 from model.outputs import LocalOutput, StageOutput, StudentOutput, TeacherOutput, TeacherState
+from model.rows import RowLinear
 from model.targets import TargetAccumulator
 
 Role = Literal["student", "teacher", "encoder"]
@@ -64,6 +65,7 @@ class Data2Vec(nn.Module):
         """
         super().__init__()
         self.config = config
+        self._linears = linears
         self.numbers = range(config.encoder.depth) if numbers is None else numbers
         self.frontends = nn.ModuleDict()
         self.encoder = Encoder(config.encoder, linears, self.numbers)
@@ -78,9 +80,9 @@ class Data2Vec(nn.Module):
             self.decoders = nn.ModuleDict()
             for name, modality in config.modalities.items():
                 grid_size = config.image.grid_size if name == "image" and config.image else None
-                self.decoders[name] = Decoder(modality.decoder, config.encoder.dim, grid_size)
+                self.decoders[name] = Decoder(modality.decoder, config.encoder.dim, grid_size, linears.ends)
             if config.image is not None and config.image.loss.reconstruction_weight > 0:
-                self.reconstruction = nn.Linear(config.encoder.dim, config.encoder.dim)
+                self.reconstruction = RowLinear(config.encoder.dim, config.encoder.dim, linears.ends)
 
     @property
     def is_first(self) -> bool:
@@ -97,6 +99,18 @@ class Data2Vec(nn.Module):
         shape = self._biases[modality].scale_shape
         assert shape is not None, f"{modality} has no ALiBi"
         return shape
+
+    def views_here(self, views: Views) -> Views:
+        """Those that frontends and decoders see here: this rank's, if several ranks share the model."""
+        return views.of(self._linears.ends.here(len(views.mask)))
+
+    def num_hidden_rows(self, num_rows: int) -> int:
+        """Of ``num_rows`` rows, those whose hidden states go from stage to stage here."""
+        return len(self._linears.hidden.here(num_rows))
+
+    def join_rows(self, x: Tensor, num_rows: int) -> Tensor:
+        """What is known of ``views_here`` (N here, ...), of all rows (N, ...): a collective."""
+        return self._linears.ends.join(x, num_rows)
 
     def recompute_blocks(self) -> None:
         """Let every block keep its input only and run again in the backward pass."""
@@ -122,8 +136,8 @@ class Data2Vec(nn.Module):
         Args:
             source: raw input of B samples, see ``Frontend.tokens``.
             views: N = B * M rows.
-            noise: (N, R, D) of standard deviation ``decoder.noise_std``, order of ``views.removed``; needed where
-                the decoders are.
+            noise: (N, R, D) of standard deviation ``decoder.noise_std``, of ``views_here`` and in the order of their
+                ``removed``; needed where the decoders are.
             modality: whose frontend and decoder to use.
             padding: (B, T) bool, True = padding; None if there is none.
             skipped: blocks that this step leaves out, by number, prenet first.
@@ -146,9 +160,10 @@ class Data2Vec(nn.Module):
         if not self.is_last:
             return StageOutput(leave(encoded), None if tokens is None else tokens.detach())
         assert noise is not None
-        prediction, reconstruction = self._predict(encoded, views, noise, modality, reseed)
+        encoded, here = self._linears.leave(encoded), self.views_here(views)
+        prediction, reconstruction = self._predict(encoded, here, noise, modality, reseed)
         whole = None if tokens is None else self._whole_context(tokens, modality, padding, skipped, reseed)
-        return StudentOutput(prediction, encoded, tokens, whole, reconstruction)
+        return StudentOutput(here, prediction, encoded, tokens, whole, reconstruction)
 
     @torch.no_grad()
     def local_output(

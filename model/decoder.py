@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from model.convolution import ConvLayer1d, ConvLayer2d
 from model.masking import Views, take
 from model.positions import sincos_2d
+from model.rows import RowDropout, RowLinear, Rows
 from model.sections import DecoderConfig
 
 
@@ -17,19 +18,19 @@ class Decoder(nn.Module):
     positions: Tensor
     """(1, T, D), if they are added here."""
 
-    def __init__(self, config: DecoderConfig, dim: int, grid_size: int | None = None) -> None:
-        """Args: the decoder's config, width D of tokens and targets, side of the grid or None for a sequence."""
+    def __init__(self, config: DecoderConfig, dim: int, grid_size: int | None, rows: Rows) -> None:
+        """Args: its config, width D of tokens and targets, side of the grid or None for a sequence, which rows."""
         super().__init__()
         self._residual = config.residual
         self._where = config.add_positions
         self._grid_size = grid_size
         layer = ConvLayer1d if grid_size is None else ConvLayer2d
         widths = [dim, *([config.dim] * config.num_layers)]
-        self.dropout = nn.Dropout(config.input_dropout)
+        self.dropout = RowDropout(config.input_dropout, rows)
         self.layers = nn.ModuleList(
-            layer(before, after, config.kernel, config.groups) for before, after in itertools.pairwise(widths)
+            layer(before, after, config.kernel, config.groups, rows) for before, after in itertools.pairwise(widths)
         )
-        self.projection = _projection(config, dim)
+        self.projection = _projection(config, dim, rows)
         if config.add_positions != "none":
             assert grid_size is not None
             self.register_buffer("positions", sincos_2d(grid_size, dim), persistent=False)
@@ -63,10 +64,11 @@ class Decoder(nn.Module):
         return full + (positions * views.mask.unsqueeze(-1) if self._where == "masked" else positions)
 
 
-def _projection(config: DecoderConfig, dim: int) -> nn.Module:
+def _projection(config: DecoderConfig, dim: int, rows: Rows) -> nn.Module:
     """One linear, or several with GELU between them."""
     between = [int(config.dim * config.projection_ratio)] * (config.projection_layers - 1)
-    first, *others = (nn.Linear(before, after) for before, after in itertools.pairwise([config.dim, *between, dim]))
+    widths = [config.dim, *between, dim]
+    first, *others = (RowLinear(before, after, rows) for before, after in itertools.pairwise(widths))
     if not others:
         return first
     return nn.Sequential(first, *itertools.chain.from_iterable((nn.GELU(), linear) for linear in others))

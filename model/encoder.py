@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from model.attention import Attention
 from model.bias import LayerBias
 from model.linear import LinearFactory
+from model.rows import RowDropout, RowNorm
 from model.sections import EncoderConfig
 
 Observe = Callable[[Tensor, Tensor], None]
@@ -33,13 +34,14 @@ class Mlp(nn.Module):
         self.up = linears.column(config.dim, hidden)
         self.down = linears.row(hidden, config.dim)
         self.dropout = nn.Dropout(config.activation_dropout)
+        self.output_dropout = RowDropout(config.activation_dropout, linears.hidden)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, T, D) -> (N, T, D)."""
         x = functional.gelu(self.up(x))
         with self._linears.own_draws(x.device):  # other ranks have other hidden units
             x = self.dropout(x)
-        return self.dropout(self.down(x))
+        return self.output_dropout(self.down(x))
 
 
 class Block(nn.Module):
@@ -54,14 +56,17 @@ class Block(nn.Module):
     def __init__(self, config: EncoderConfig, linears: LinearFactory) -> None:
         """Args: the encoder's config; who makes linears."""
         super().__init__()
-        self.norm1 = nn.LayerNorm(config.dim, eps=config.norm_eps)
+        self.norm1 = RowNorm(config.dim, config.norm_eps, linears.hidden)
         self.attention = Attention(config, linears)
-        self.norm2 = nn.LayerNorm(config.dim, eps=config.norm_eps)
+        self.norm2 = RowNorm(config.dim, config.norm_eps, linears.hidden)
         self.mlp = Mlp(config, linears)
-        self.dropout = nn.Dropout(config.post_mlp_dropout)
+        self.dropout = RowDropout(config.post_mlp_dropout, linears.hidden)
 
     def forward(self, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Tokens (N, T, D) -> the block's output and its MLP's output, both (N, T, D)."""
+        """Tokens (N, T, D) -> the block's output and its MLP's output, both (N, T, D).
+
+        N are the rows of ``LinearFactory.hidden``; ``bias`` is for all rows.
+        """
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(self._compute, x, bias, use_reentrant=False)
         return self._compute(x, bias)
@@ -78,7 +83,7 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig, linears: LinearFactory, numbers: range) -> None:
         """Args: the encoder's config; who makes linears; which blocks there are here, the others are None."""
         super().__init__()
-        self.dropout = nn.Dropout(config.input_dropout)
+        self.dropout = RowDropout(config.input_dropout, linears.hidden)
         self.blocks = nn.ModuleList(
             Block(config, linears) if number in numbers else None  # type: ignore[misc]
             for number in range(config.depth)

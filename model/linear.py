@@ -7,6 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from model.rows import ALL_ROWS, Rows
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -69,6 +71,10 @@ class LinearFactory(Protocol):
 
     rank: int
     size: int
+    ends: Rows
+    """Of frontends and decoders, which work on whole rows."""
+    hidden: Rows
+    """Of the student's hidden states, where no linear is at work: as of ``ends``, or all."""
 
     def column(self, in_features: int, out_features: int) -> nn.Module:
         """Whole input -> this rank's part of the output."""
@@ -80,6 +86,14 @@ class LinearFactory(Protocol):
 
     def embedding(self, num_embeddings: int, dim: int, padding_index: int) -> nn.Module:
         """Token numbers -> whole vectors; the padding's row gets no gradient."""
+        ...
+
+    def enter(self, x: Tensor, num_rows: int) -> Tensor:
+        """From a frontend to the blocks: rows of ``ends``, ``num_rows`` in all, -> rows of ``hidden``."""
+        ...
+
+    def leave(self, x: Tensor) -> Tensor:
+        """From the blocks to a decoder: rows of ``hidden`` -> rows of ``ends``."""
         ...
 
     def shared(self, x: Tensor) -> Tensor:
@@ -96,6 +110,8 @@ class PlainLinears:
 
     rank = 0
     size = 1
+    ends: Rows = ALL_ROWS
+    hidden: Rows = ALL_ROWS
 
     def column(self, in_features: int, out_features: int) -> nn.Module:
         """``nn.Linear``."""
@@ -108,6 +124,14 @@ class PlainLinears:
     def embedding(self, num_embeddings: int, dim: int, padding_index: int) -> nn.Module:
         """``nn.Embedding``."""
         return nn.Embedding(num_embeddings, dim, padding_idx=padding_index)
+
+    def enter(self, x: Tensor, num_rows: int) -> Tensor:
+        """As it is."""
+        return x
+
+    def leave(self, x: Tensor) -> Tensor:
+        """As it is."""
+        return x
 
     def shared(self, x: Tensor) -> Tensor:
         """As it is."""

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from model.config import ImageConfig
 from model.data2vec import patchify
-from model.masking import Views, take
+from model.masking import take
 from model.outputs import StudentOutput
 from model.sections import LossConfig, ModalityConfig
 
@@ -27,37 +27,35 @@ def objective(
     config: ModalityConfig,
     student: StudentOutput,
     targets: Tensor,
-    views: Views,
     source: Tensor,
 ) -> dict[str, LossTerm]:
-    """All active terms of one microbatch.
+    """All active terms of one microbatch, over the rows that the student's output is of.
 
     Args:
         config: of the microbatch's modality.
         student: the student's output.
         targets: (B, T, D) fp32.
-        views: of the batch.
         source: its raw input, for the reconstruction of images (B, C, H, W).
     """
-    loss, num_extra = config.loss, config.num_extra_tokens
+    loss, num_extra, views = config.loss, config.num_extra_tokens, student.views
     num_rows, num_removed = views.removed.shape
     tokens = num_rows * num_removed
     terms = {
         "regression": LossTerm(
-            distance(student.prediction, take(targets, views.removed), loss),
+            distance(student.prediction, take(views.spread(targets), views.removed), loss),
             tokens,
             loss.weight * loss.regression_weight,
         )
     }
     if loss.cls_weight > 0:
-        goal = targets.mean(dim=1).repeat_interleave(num_rows // len(targets), dim=0)
+        goal = views.spread(targets.mean(dim=1))
         error = distance(student.encoded[:, num_extra - 1], goal, loss)
         terms["cls"] = LossTerm(error, num_rows, loss.weight * loss.cls_weight * loss.cls_rows)
     if loss.reconstruction_weight > 0:
         assert student.reconstruction is not None and isinstance(config, ImageConfig)
         pixels = patchify(source.float(), config.patch_size)
         variance, mean = torch.var_mean(pixels, dim=-1, keepdim=True)
-        goal = take((pixels - mean) / (variance + 1e-6).sqrt(), views.removed)
+        goal = take(views.spread((pixels - mean) / (variance + 1e-6).sqrt()), views.removed)
         error = distance(student.reconstruction, goal, loss)
         terms["reconstruction"] = LossTerm(error, tokens, loss.weight * loss.reconstruction_weight)
     return terms

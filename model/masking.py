@@ -10,7 +10,10 @@ from model.sections import MaskConfig
 
 
 class Views(NamedTuple):
-    """Which tokens the N = B * M views keep; rows 0..M-1 belong to sample 0. All rows keep equally many."""
+    """Which tokens the N = B * M views keep; rows 0..M-1 belong to sample 0. All rows keep equally many.
+
+    Or some of a batch's rows: then N is their number.
+    """
 
     mask: Tensor
     """(N, T) bool, True = removed."""
@@ -20,6 +23,32 @@ class Views(NamedTuple):
     """(N, R) long, ascending token numbers."""
     restore: Tensor
     """(N, T) long: where each token stands in ``cat([kept, removed])``."""
+    num_views: int
+    """M."""
+    first: int = 0
+    """Number of the first row in the batch, if these are not all of its rows."""
+
+    @property
+    def samples(self) -> range:
+        """Numbers of the samples in the batch that these rows are views of."""
+        return range(self.first // self.num_views, -(-(self.first + len(self.mask)) // self.num_views))
+
+    def of(self, rows: range) -> "Views":
+        """A run of these rows."""
+        cut = slice(rows.start, rows.stop)
+        parts = self.mask[cut], self.kept[cut], self.removed[cut], self.restore[cut]
+        return Views(*parts, self.num_views, self.first + rows.start)
+
+    def spread(self, x: Tensor) -> Tensor:
+        """What belongs to the samples, for every row: x of the whole batch (B, ...) -> (N, ...)."""
+        samples = self.samples
+        each = x[samples.start : samples.stop].repeat_interleave(self.num_views, dim=0)
+        return self.trimmed(each)
+
+    def trimmed(self, x: Tensor) -> Tensor:
+        """These rows of all views of ``samples`` (len(samples) * M, ...)."""
+        start = self.first - self.samples.start * self.num_views
+        return x[start : start + len(self.mask)]
 
 
 def split_views(mask: Tensor, num_kept: int) -> Views:
@@ -31,13 +60,12 @@ def split_views(mask: Tensor, num_kept: int) -> Views:
     """
     flat = mask.flatten(0, 1)
     shuffled = flat.to(torch.uint8).argsort(dim=1, stable=True)
-    return Views(flat, shuffled[:, :num_kept], shuffled[:, num_kept:], shuffled.argsort(dim=1))
+    kept, removed = shuffled[:, :num_kept], shuffled[:, num_kept:]
+    return Views(flat, kept, removed, shuffled.argsort(dim=1), mask.shape[1])
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:
-    """Tokens of x (B, T, D) by number, for every view: index (B * M, V) -> (B * M, V, D)."""
-    if len(index) > len(x):
-        x = x.repeat_interleave(len(index) // len(x), dim=0)
+    """Tokens of x (N, T, D) by number: index (N, V) -> (N, V, D)."""
     return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 

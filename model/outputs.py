@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from model.masking import Views
 from model.modalities.base import Context
 
 
@@ -17,8 +18,10 @@ class LocalOutput(NamedTuple):
 
 
 class StudentOutput(NamedTuple):
-    """What the losses and the teacher need of the student."""
+    """What the losses and the teacher need of the student. N are the rows of ``views``."""
 
+    views: Views
+    """Of the batch, or under tensor parallelism this rank's share of them."""
     prediction: Tensor
     """(N, R, D) at the removed tokens, ascending."""
     encoded: Tensor
@@ -35,7 +38,7 @@ class StageOutput(NamedTuple):
     """What a stage that is not the last gives."""
 
     hidden: Tensor
-    """(N, ex + V, D), input of the next stage."""
+    """(N, ex + V, D), input of the next stage; of this rank's rows, where hidden states are split by rows."""
     tokens: Tensor | None
     """(B, T, D) from the frontend, without gradient, if it is here."""
 

@@ -150,10 +150,10 @@ def build_networks(
     config: RunConfig, ds_config: dict[str, Any], groups: ProcessGroups, device: torch.device
 ) -> tuple[StudentEngine, ShardedTeacher]:
     """Student under DeepSpeed with its fp32 initial weights, and the teacher as its copy."""
-    linears = make_linears(groups)
+    linears = make_linears(groups, sequence_parallel=config.parallel.sequence_parallel)
     stage = config.parallel.zero_stage
     releases = stage == 3 and groups.tp_size == 1  # megatron's linears do
-    numbers = stages_of_run(config, pp_size=groups.pp_size, tp_size=groups.tp_size)[groups.pp_rank]
+    numbers = stages_of_run(config, pp_size=groups.pp_size)[groups.pp_rank]
     student = Data2Vec(config.model, linears=ReleasingLinears() if releases else linears, numbers=numbers)
     initialize(student, config.training.seed)
     if config.parallel.recompute:
@@ -189,13 +189,13 @@ def make_schedule(
     return PipelineSchedule(task, engine, teacher, groups, device=device, dtype=dtype, watch=watch)
 
 
-def make_linears(groups: ProcessGroups) -> LinearFactory:
+def make_linears(groups: ProcessGroups, *, sequence_parallel: bool) -> LinearFactory:
     """Torch's own linears, or megatron's where several ranks share one model."""
     if groups.tp_size == 1:
         return PLAIN
     from pretrain.parallel.tensor import MegatronLinears  # megatron takes seconds to import
 
-    return MegatronLinears(groups)
+    return MegatronLinears(groups, sequence_parallel=sequence_parallel)
 
 
 def build_mixture(config: RunConfig, grid: Grid, rank: int, positions: dict[str, int]) -> Mixture:

@@ -10,6 +10,7 @@ from pretrain.errors import RunError
 from pretrain.parallel.deepspeed_config import deepspeed_config, read_user_json
 from pretrain.parallel.grid import Grid, make_grid
 from pretrain.recipes.registry import RECIPES, recipe
+from pretrain.work import check_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +71,7 @@ def lay_out(config: RunConfig, world_size: int, user: dict[str, Any] | None) -> 
         RunError: if the layout is not legal, a batch does not divide, or the ``user``'s JSON contradicts.
     """
     grid = make_grid(config.parallel, config.model, world_size)
+    check_rows(config, grid)
     return grid, deepspeed_config(
         config.optim,
         config.precision,

@@ -66,6 +66,9 @@ class ParallelSection:
 
     tp_size: int = 1
     """Processes that share one model, cut by heads and hidden units; the others are data parallel."""
+    sequence_parallel: bool = False
+    """Split hidden states between the blocks' linears over the tp_size processes, too: by rows (views of samples),
+    not positions, so that lengths do not matter. Less memory for activations; a microbatch's rows must divide."""
     pp_size: int = 1
     """Stages of a pipeline that each model is cut into, by blocks; microbatches go through one after the other."""
     zero_stage: Literal[0, 1, 2, 3] = 1

@@ -28,13 +28,13 @@ class Observation(NamedTuple):
     """Detached tensors of one microbatch, for spread and health; each where its part of the model is."""
 
     prediction: Tensor | None = None
-    """(N, R, D) at the removed tokens."""
+    """(N here, R, D) at the removed tokens."""
     target: Tensor | None = None
-    """(N, R, D)."""
+    """(N here, R, D)."""
     frontend: Tensor | None = None
     """(B, T, D) tokens before positions and masking."""
     student: Tensor | None = None
-    """(N, V, D) encoder output without extra tokens."""
+    """(N here, V, D) encoder output without extra tokens."""
     teacher: Tensor | None = None
     """(B, T, D) encoder output without extra tokens."""
 
@@ -179,7 +179,7 @@ class Data2VecTask:
 
     def terms(self, given: Microbatch, student: StudentOutput, targets: Tensor) -> dict[str, LossTerm]:
         """Loss terms by label."""
-        terms = objective(self._side(given), student, targets, given.views, given.batch.source)
+        terms = objective(self._side(given), student, targets, given.batch.source)
         return {self.label(given.modality, name): term for name, term in terms.items()}
 
     def observation(self, given: Microbatch, student: StudentOutput, goal: TeacherOutput) -> Observation:
@@ -187,16 +187,25 @@ class Data2VecTask:
         num_extra = self._side(given).num_extra_tokens
         return Observation(
             prediction=student.prediction.detach(),
-            target=take(goal.targets, given.views.removed),
+            target=take(student.views.spread(goal.targets), student.views.removed),
             frontend=None if student.tokens is None else student.tokens.detach(),
             student=student.encoded[:, num_extra:].detach(),
             teacher=goal.encoded[:, num_extra:],
         )
 
+    def features(self, modality: str, seen: Observation) -> dict[str, Tensor | None]:
+        """What health looks at in an observation, of all rows of a batch: a collective of ranks that share a model."""
+        student = seen.student
+        if student is not None and seen.teacher is not None:
+            num_rows = len(seen.teacher) * self._config.modalities[modality].num_views
+            student = self.network.join_rows(student, num_rows)
+        return {"frontend": seen.frontend, "student": student, "teacher": seen.teacher}
+
     def shapes(self, given: Microbatch) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-        """Of hidden states between the blocks: the student's (N, ex + V, D) and the teacher's (B, ex + T, D)."""
+        """Of hidden states between stages: the student's (N, ex + V, D) and the teacher's (B, ex + T, D)."""
         side, dim = self._side(given), self._config.encoder.dim
-        student = (len(given.views.kept), side.num_extra_tokens + given.views.kept.shape[1], dim)
+        num_rows = self.network.num_hidden_rows(len(given.views.kept))
+        student = (num_rows, side.num_extra_tokens + given.views.kept.shape[1], dim)
         return student, (len(given.source), side.num_extra_tokens + given.views.mask.shape[1], dim)
 
     @property
@@ -220,12 +229,12 @@ class Data2VecTask:
         )
 
     def _noise(self, given: Microbatch) -> Tensor:
-        """Noise (N, R, D) for the decoder, each sample's part from its own generator: any layout draws the same."""
-        num_rows, num_removed = given.views.removed.shape
-        shape = (num_rows // len(given.noise_seeds), num_removed, self._config.encoder.dim)
+        """Noise (N here, R, D) for the decoder, a sample's from its own generator: any layout draws the same."""
+        views = self.network.views_here(given.views)
+        shape = (views.num_views, views.removed.shape[1], self._config.encoder.dim)
         generator = torch.Generator(self._device)
-        parts = [
+        parts = [torch.empty(0, *shape[1:], device=self._device, dtype=self._dtype)] + [
             torch.randn(shape, generator=generator.manual_seed(seed), device=self._device, dtype=self._dtype)
-            for seed in given.noise_seeds
+            for seed in given.noise_seeds[views.samples.start : views.samples.stop]
         ]
-        return torch.cat(parts) * self._side(given).decoder.noise_std
+        return views.trimmed(torch.cat(parts)) * self._side(given).decoder.noise_std

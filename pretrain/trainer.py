@@ -230,7 +230,7 @@ class Trainer:
         if self._skipped_in_a_row or not (self._logs_at(step) or self._measures_at(step)):
             return
         with self._watch.phase("bringing figures together"):
-            has_losses, group = self._groups.is_last_stage, self._groups.dp_group
+            has_losses, group = self._groups.is_last_stage, self._groups.stage_group
             measured = self._spread.read(group) if has_losses else {}
             losses = self._meter.read(group) if has_losses and self._logs_at(step) else {}
             features = self._features() if self._measures_at(step) else {}
@@ -269,7 +269,7 @@ class Trainer:
         return {
             self._task.label(modality, name): value
             for modality, one in self._seen.items()
-            for name, value in health.figures(frontend=one.frontend, student=one.student, teacher=one.teacher).items()
+            for name, value in health.figures(**self._task.features(modality, one)).items()
         }
 
     def _check_health(self, figures: dict[str, float], measured: dict[str, float]) -> None:

@@ -5,6 +5,8 @@ import functools
 from data_pipelines.config import DataConfig
 from model.config import ModelConfig
 from pretrain.config import RunConfig
+from pretrain.errors import RunError
+from pretrain.parallel.grid import Grid
 from pretrain.parallel.stages import Work, stages_of
 
 
@@ -13,9 +15,34 @@ def typical_work(config: RunConfig) -> dict[str, Work]:
     return dict(_works(config.model, config.data, config.training.global_batch_size))
 
 
-def stages_of_run(config: RunConfig, *, pp_size: int, tp_size: int) -> list[range]:
+def stages_of_run(config: RunConfig, *, pp_size: int) -> list[range]:
     """Numbers of the shared blocks of every stage of a run's pipeline."""
-    return list(_stages(config.model, config.data, config.training.global_batch_size, pp_size, tp_size))
+    return list(_stages(config.model, config.data, config.training.global_batch_size, pp_size))
+
+
+def check_rows(config: RunConfig, grid: Grid) -> None:
+    """See that sequence parallelism can split the rows of every microbatch evenly.
+
+    Raises:
+        RunError: if it cannot; names the nearest ``parallel.tp_size`` that does.
+    """
+    if not config.parallel.sequence_parallel:
+        return
+    for name, side in config.model.modalities.items():
+        size, _ = config.microbatches(name, grid.dp_size)
+        samples = 1 if name == "audio" else size  # how many recordings a batch holds is not known
+        rows = samples * side.num_views
+        if rows % grid.tp_size == 0:
+            continue
+        what = (
+            f"{samples} samples x {side.num_views} views" if samples > 1 else f"the {side.num_views} views of a sample"
+        )
+        smaller = [other for other in range(2, grid.tp_size) if grid.tp_size % other == 0 and rows % other == 0]
+        fix = f"the nearest that does is {smaller[-1]}" if smaller else "without sequence_parallel any number will do"
+        raise RunError(
+            f"parallel.tp_size: {grid.tp_size} does not divide the {rows} rows of a microbatch of {name} ({what}), as "
+            f"parallel.sequence_parallel needs; {fix}"
+        )
 
 
 @functools.cache  # plans ask for the same ones thousands of times
@@ -32,5 +59,5 @@ def _works(model: ModelConfig, data: DataConfig, global_batch_size: int) -> dict
 
 
 @functools.cache
-def _stages(model: ModelConfig, data: DataConfig, global_batch_size: int, pp_size: int, tp_size: int) -> list[range]:
-    return stages_of(model, _works(model, data, global_batch_size), pp_size=pp_size, tp_size=tp_size)
+def _stages(model: ModelConfig, data: DataConfig, global_batch_size: int, pp_size: int) -> list[range]:
+    return stages_of(model, _works(model, data, global_batch_size), pp_size=pp_size)

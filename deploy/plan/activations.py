@@ -39,7 +39,7 @@ def activation_bytes(config: RunConfig, grid: Grid, *, on_cpu: bool = False) -> 
     """
     network = Network(config, grid, on_cpu)
     of_each = [(one, parts(network, one)) for one in microbatches(config, grid)]
-    return activations_of(config, of_each, stages_of_run(config, pp_size=grid.pp_size, tp_size=grid.tp_size))
+    return activations_of(config, of_each, stages_of_run(config, pp_size=grid.pp_size))
 
 
 def activations_of(

@@ -99,7 +99,7 @@ class Rank:
     @cached_property
     def numbers(self) -> range:
         """Shared blocks of this stage."""
-        return stages_of_run(self.config, pp_size=self.grid.pp_size, tp_size=self.grid.tp_size)[self.pp_rank]
+        return stages_of_run(self.config, pp_size=self.grid.pp_size)[self.pp_rank]
 
     @property
     def is_first(self) -> bool:

@@ -233,7 +233,7 @@ def _each(config: RunConfig, grid: Grid, cluster: Cluster) -> Each:
 
 
 def _plan(problem: Problem, config: RunConfig, grid: Grid, states: list[State], each: Each) -> Plan:
-    stages = stages_of_run(config, pp_size=grid.pp_size, tp_size=grid.tp_size)
+    stages = stages_of_run(config, pp_size=grid.pp_size)
     activations = activations_of(config, each, stages)
     seconds = step_seconds(config, grid, problem.cluster, problem.engine, stages, states, each)
     return Plan(config, grid, problem.cluster, states, activations, seconds)
@@ -243,7 +243,7 @@ def _states(problem: Problem, config: RunConfig, grid: Grid) -> list[State]:
     """Of every stage: those between the first and the last are of few kinds."""
     kinds: dict[tuple[int, bool, bool], State] = {}
     found = []
-    for stage, blocks in enumerate(stages_of_run(config, pp_size=grid.pp_size, tp_size=grid.tp_size)):
+    for stage, blocks in enumerate(stages_of_run(config, pp_size=grid.pp_size)):
         kind = len(blocks), stage == 0, stage == grid.pp_size - 1
         if kind not in kinds:
             kinds[kind] = state_bytes(config, grid, stage, problem.engine), host_bytes(config, grid, stage)

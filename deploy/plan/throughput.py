@@ -123,9 +123,9 @@ def _passes(
     hooks = device.hook_wait / 2 if config.parallel.gathers_teacher else 0
 
     def flops(parts: Flops, again: float) -> float:
-        """Of one sample; frontends and decoders are whole on every tensor-parallel rank."""
+        """Of one sample; tensor-parallel ranks share blocks by heads and units, frontends and decoders by rows."""
         ends = parts.first * is_first + parts.last * is_last
-        return again * num_shared * parts.block / grid.tp_size + ends
+        return (again * num_shared * parts.block + ends) / grid.tp_size
 
     return _Passes(
         per_flop * flops(student, again) + per_byte * TOUCHES * kept + waits,

@@ -6,21 +6,36 @@ from torch.nn import functional
 from model.config import AudioConfig
 from model.convolution import ConvLayer1d
 from model.linear import LinearFactory
-from model.masking import Views
-from model.modalities.base import Frontend, kept_tokens
+from model.masking import Views, take
+from model.modalities.base import Frontend
+from model.rows import RowLinear, RowNorm, Rows
 from model.sections import EncoderConfig
 
 _NORM_EPS = 1e-5
 
 
-class FeatureLayer(nn.Module):
-    """Strided convolution without bias, LayerNorm over channels, exact GELU (wav2vec 2.0 ``layer_norm`` mode)."""
+class StridedConvolution(nn.Conv1d):
+    """Convolution without bias or padding."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int) -> None:
-        """Args: channels in and out, kernel and stride."""
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, rows: Rows) -> None:
+        """Args: channels in and out, kernel and stride, which rows."""
+        super().__init__(in_channels, out_channels, kernel, stride=stride, bias=False)
+        self._rows = rows
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, L) -> (B, C', L')."""
+        (weight,) = self._rows.shared(self.weight)
+        return self._conv_forward(x, weight, None)
+
+
+class FeatureLayer(nn.Module):
+    """Strided convolution, LayerNorm over channels, exact GELU (wav2vec 2.0 ``layer_norm`` mode)."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, rows: Rows) -> None:
+        """Args: channels in and out, kernel and stride, which rows."""
         super().__init__()
-        self.convolution = nn.Conv1d(in_channels, out_channels, kernel, stride=stride, bias=False)
-        self.norm = nn.LayerNorm(out_channels, eps=_NORM_EPS)
+        self.convolution = StridedConvolution(in_channels, out_channels, kernel, stride, rows)
+        self.norm = RowNorm(out_channels, _NORM_EPS, rows)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, L) -> (B, C', L')."""
@@ -28,25 +43,29 @@ class FeatureLayer(nn.Module):
 
 
 class FeatureEncoder(nn.Module):
-    """Waveforms -> one token per hop (20 ms in the released recipes)."""
+    """Waveforms -> one token per hop (20 ms in the released recipes).
 
-    def __init__(self, config: AudioConfig, dim: int) -> None:
-        """Args: the audio side, width D."""
+    It takes as long as some blocks, so the ranks that share one model share its recordings, too.
+    """
+
+    def __init__(self, config: AudioConfig, dim: int, rows: Rows) -> None:
+        """Args: the audio side, width D, how recordings lie over ranks."""
         super().__init__()
+        self._rows = rows
         widths = [1, *(channels for channels, _, _ in config.conv_layers)]
         self.layers = nn.ModuleList(
-            FeatureLayer(before, channels, kernel, stride)
+            FeatureLayer(before, channels, kernel, stride, rows)
             for before, (channels, kernel, stride) in zip(widths, config.conv_layers, strict=False)
         )
-        self.norm = nn.LayerNorm(widths[-1], eps=_NORM_EPS)
-        self.projection = nn.Linear(widths[-1], dim)
+        self.norm = RowNorm(widths[-1], _NORM_EPS, rows)
+        self.projection = RowLinear(widths[-1], dim, rows)
 
     def forward(self, source: Tensor) -> Tensor:
         """(B, L) -> (B, T, D)."""
-        x = source.unsqueeze(1)
+        x = self._rows.split(source).unsqueeze(1)
         for layer in self.layers:
             x = layer(x)
-        return self.projection(self.norm(x.transpose(1, 2)))
+        return self._rows.join(self.projection(self.norm(x.transpose(1, 2))), len(source))
 
 
 class AudioFrontend(Frontend):
@@ -57,19 +76,21 @@ class AudioFrontend(Frontend):
     ) -> None:
         """Args: the audio side; the shared encoder; who makes linears; whether to make tokens itself."""
         super().__init__(config, encoder, linears, has_norm=True)
-        self.local = FeatureEncoder(config, encoder.dim) if has_local else None
+        self.local = FeatureEncoder(config, encoder.dim, linears.ends) if has_local else None
         self.positions = nn.Sequential(
             *(
-                ConvLayer1d(encoder.dim, encoder.dim, config.positions_kernel, config.positions_groups)
+                ConvLayer1d(encoder.dim, encoder.dim, config.positions_kernel, config.positions_groups, linears.ends)
                 for _ in range(config.positions_depth)
             )
         )
 
     def positioned(self, tokens: Tensor, views: Views | None) -> Tensor:
         """The convolutions see removed tokens as zeros and padded ones as they are; kept tokens join un-zeroed."""
-        seen = tokens
-        if views is not None:
-            seen = tokens.repeat_interleave(len(views.mask) // len(tokens), dim=0)
-            seen = seen.masked_fill(views.mask.unsqueeze(-1), 0)
-        positions = self.positions(seen.transpose(1, 2)).transpose(1, 2)
-        return kept_tokens(tokens, views) + kept_tokens(positions, views)
+        if views is None:
+            return tokens + self._convolved(tokens)
+        every = views.spread(tokens)
+        positions = self._convolved(every.masked_fill(views.mask.unsqueeze(-1), 0))
+        return take(every, views.kept) + take(positions, views.kept)
+
+    def _convolved(self, seen: Tensor) -> Tensor:
+        return self.positions(seen.transpose(1, 2)).transpose(1, 2)

@@ -9,6 +9,7 @@ from model.bias import AttentionBias, LayerBias
 from model.encoder import Block, run_blocks
 from model.linear import LinearFactory, mark_cut
 from model.masking import Views, take
+from model.rows import RowDropout, RowNorm
 from model.sections import EncoderConfig, ModalityConfig
 
 
@@ -16,7 +17,7 @@ class Context(NamedTuple):
     """Input of the shared blocks."""
 
     x: Tensor
-    """(N, ex + V, D), extra tokens first."""
+    """(N, ex + V, D), extra tokens first; N as of the blocks."""
     bias: LayerBias
     """Attention bias of a shared block by its number."""
 
@@ -36,6 +37,7 @@ class Frontend(nn.Module):
         """Args: this modality; the shared encoder; who makes linears; whether tokens are normed before the prenet."""
         super().__init__()
         self.num_extra_tokens = config.num_extra_tokens
+        self._linears = linears
         self._bias = AttentionBias(config, encoder, linears)
         if config.num_extra_tokens:
             self.extra_tokens = nn.Parameter(torch.empty(1, config.num_extra_tokens, encoder.dim))
@@ -43,8 +45,8 @@ class Frontend(nn.Module):
             scale = torch.full(self._bias.scale_shape, config.alibi.scale)
             self.alibi_scale = nn.Parameter(scale, requires_grad=config.alibi.learned)
             mark_cut(self.alibi_scale, self._bias.scale_cut)
-        self.norm = nn.LayerNorm(encoder.dim, eps=encoder.norm_eps) if has_norm else nn.Identity()
-        self.dropout = nn.Dropout(config.prenet_dropout)
+        self.norm = RowNorm(encoder.dim, encoder.norm_eps, linears.ends) if has_norm else nn.Identity()
+        self.dropout = RowDropout(config.prenet_dropout, linears.ends)
         self.blocks = nn.ModuleList(Block(encoder, linears) for _ in range(config.prenet_depth))
 
     def tokens(self, source: Tensor) -> Tensor:
@@ -55,7 +57,10 @@ class Frontend(nn.Module):
         return tokens
 
     def positioned(self, tokens: Tensor, views: Views | None) -> Tensor:
-        """Tokens (B, T, D) with their positions, those that the views keep: (N, V, D); all of them without views."""
+        """Tokens (B, T, D) with their positions, those that the views keep: (N, V, D); all of them without views.
+
+        The views may be some of the batch's.
+        """
         raise NotImplementedError
 
     def contextualize(
@@ -63,21 +68,31 @@ class Frontend(nn.Module):
     ) -> Context:
         """Positions, masking, extra tokens, input norm, prenet (fairseq ``ModalitySpecificEncoder``).
 
+        Views are split by rows over the ranks that share one model; whole samples are encoded alike on all of them.
+
         Args:
             tokens: (B, T, D).
             views: what each view keeps, or None to keep everything once.
             padding: (B, T) bool, True = padding; None if there is none.
             skipped: prenet blocks that are left out.
         """
-        x = self.positioned(tokens, views)
+        ends, here = self._linears.ends, None
+        if views is not None:
+            (tokens,) = ends.shared(tokens)
+            here = views.of(ends.here(len(views.mask)))
+        x = self.positioned(tokens, here)
         if self.num_extra_tokens:
-            x = torch.cat([self.extra_tokens.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
+            (extra,) = ends.shared(self.extra_tokens)
+            x = torch.cat([extra.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
+        x = self.dropout(self.norm(x))
+        if views is not None:
+            x = self._linears.enter(x, len(views.mask))
         scale = getattr(self, "alibi_scale", None)
         bias = self._bias(scale, tokens.shape[1], views, padding, tokens.device)
-        x = run_blocks(self.blocks, self.dropout(self.norm(x)), bias, skipped)
+        x = run_blocks(self.blocks, x, bias, skipped)
         return Context(x, lambda number: bias(len(self.blocks) + number))
 
 
 def kept_tokens(tokens: Tensor, views: Views | None) -> Tensor:
     """Tokens (B, T, D) that the views keep (N, V, D); all of them without views."""
-    return tokens if views is None else take(tokens, views.kept)
+    return tokens if views is None else take(views.spread(tokens), views.kept)

@@ -51,6 +51,11 @@ def make_grid(section: ParallelSection, model: ModelConfig, world_size: int) -> 
     heads, hidden = model.encoder.num_heads, int(model.encoder.dim * model.encoder.mlp_ratio)
     wholes = {f"the {world_size} processes": world_size, f"the {heads} attention heads": heads}
     _require_divisor("tp_size", tp_size, wholes | {f"the MLP's width {hidden}": hidden})
+    if section.sequence_parallel and tp_size == 1:
+        raise RunError(
+            "parallel.sequence_parallel: splits rows over the processes that tp_size says, but that is 1; "
+            "set it to false, or parallel.tp_size to 2 or more"
+        )
     depth, each = model.encoder.depth, world_size // tp_size
     what = f"the {world_size} processes" if tp_size == 1 else f"the {each} groups of {tp_size} processes"
     _require_divisor("pp_size", pp_size, {what: each}, at_most=depth, why="stages need a block each, but there are")

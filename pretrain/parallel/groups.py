@@ -20,6 +20,8 @@ class ProcessGroups:
     """Ranks that together hold one model, or one stage of it, and see the same samples; device tensors."""
     pp_group: dist.ProcessGroup
     """The stages of one pipeline, first to last; device tensors."""
+    stage_group: dist.ProcessGroup
+    """All ranks that hold parts of one stage: ``dp_group`` and ``tp_group`` of each other; device tensors."""
     model_group: dist.ProcessGroup
     """Ranks that together hold one whole model: ``tp_group`` of every stage; device tensors."""
     control_group: dist.ProcessGroup
@@ -71,15 +73,16 @@ def make_groups(grid: Grid, timeout_seconds: int = 1800) -> ProcessGroups:
     world = dist.group.WORLD
     assert world is not None, "torch.distributed is not initialised"
     control, rank = dist.new_group(backend="gloo"), dist.get_rank()
-    dp_group, tp_group, pp_group, model_group = (
+    dp_group, tp_group, pp_group, stage_group, model_group = (
         _whole_models(world) if grid.dp_size == dist.get_world_size() else _cut_models(grid)
     )
-    for group in (world, control, dp_group, tp_group, pp_group, model_group):
+    for group in (world, control, dp_group, tp_group, pp_group, stage_group, model_group):
         _set_pg_timeout(timedelta(seconds=timeout_seconds), group)
     return ProcessGroups(
         dp_group=dp_group,
         tp_group=tp_group,
         pp_group=pp_group,
+        stage_group=stage_group,
         model_group=model_group,
         control_group=control,
         dp_rank=grid.dp_rank(rank),
@@ -94,7 +97,7 @@ def make_groups(grid: Grid, timeout_seconds: int = 1800) -> ProcessGroups:
 def _whole_models(world: dist.ProcessGroup) -> tuple[dist.ProcessGroup, ...]:
     """Every rank is data parallel: no need to import megatron, which takes seconds."""
     alone, _ = dist.new_subgroups(1)
-    return world, alone, alone, alone
+    return world, alone, alone, world, alone
 
 
 def _cut_models(grid: Grid) -> tuple[dist.ProcessGroup, ...]:
@@ -114,5 +117,6 @@ def _cut_models(grid: Grid) -> tuple[dist.ProcessGroup, ...]:
         parallel_state.get_data_parallel_group(),
         parallel_state.get_tensor_model_parallel_group(),
         parallel_state.get_pipeline_model_parallel_group(),
+        parallel_state.get_tensor_and_data_parallel_group(),
         parallel_state.get_model_parallel_group(),
     )

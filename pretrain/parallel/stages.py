@@ -16,21 +16,22 @@ class Work(NamedTuple):
     """Of a typical sample's raw input, as in ``model.accounting.tokens_of``."""
 
 
-def stages_of(config: ModelConfig, work: dict[str, Work], *, pp_size: int, tp_size: int = 1) -> list[range]:
+def stages_of(config: ModelConfig, work: dict[str, Work], *, pp_size: int) -> list[range]:
     """Numbers of the shared blocks of every stage, such that the busiest stage does least.
+
+    Tensor parallelism changes nothing: its ranks share the work of blocks, frontends and decoders alike.
 
     Args:
         config: the model.
         work: of one step, by modality.
         pp_size: stages.
-        tp_size: ranks that share the work of a block; frontends and decoders each of them runs whole.
     """
     parts = {name: train_flops_by_part(config, name, each.length) for name, each in work.items()}
     first, block, last = (
         sum(work[name].num_samples * flops[index] for name, flops in parts.items())
         for index in range(len(Flops._fields))
     )
-    return cut_evenly(config.encoder.depth, pp_size, first=first, block=block / tp_size, last=last)
+    return cut_evenly(config.encoder.depth, pp_size, first=first, block=block, last=last)
 
 
 def cut_evenly(depth: int, pp_size: int, *, first: float, block: float, last: float) -> list[range]:

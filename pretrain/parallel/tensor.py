@@ -1,33 +1,41 @@
 """Tensor parallelism: megatron-core's linears and embedding behind ``model.linear.LinearFactory``."""
 
-import contextlib
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core import ModelParallelConfig
 from megatron.core.tensor_parallel.layers import (
     ColumnParallelLinear,
     RowParallelLinear,
     VocabParallelEmbedding,
 )
-from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
 from torch import Tensor, nn
 
 from model.linear import Cut, EmbeddingPart, LinearPart, mark_cut
+from model.rows import ALL_ROWS, Rows
+from pretrain.parallel import sequence
 from pretrain.parallel.groups import ProcessGroups
+from pretrain.parallel.rows import SplitRows, own_draws
 
 
 class MegatronLinears:
-    """Linears and embeddings of which each rank of a group holds a part.
+    """Linears and embeddings of which each rank of a group holds a part; frontends and decoders share rows.
 
     Weights are drawn by ``model.initialization``: megatron's own initialisation is off.
     """
 
-    def __init__(self, groups: ProcessGroups) -> None:
-        """Args: whose tensor-parallel ranks share each linear."""
+    def __init__(self, groups: ProcessGroups, *, sequence_parallel: bool = False) -> None:
+        """Args: whose tensor-parallel ranks share each linear; whether hidden states are split by rows, too.
+
+        They are where a gradient is wanted: without one (teacher) nothing is kept that it would make smaller.
+        """
         self.rank, self.size = groups.tp_rank, groups.tp_size
         self._group = groups.tp_group
+        self._sequence_parallel = sequence_parallel
+        self.ends: Rows = SplitRows(self._group)
+        self.hidden: Rows = self.ends if sequence_parallel else ALL_ROWS
         self._config = ModelParallelConfig(
             tensor_model_parallel_size=self.size, use_cpu_initialization=True, perform_initialization=False
         )
@@ -35,6 +43,7 @@ class MegatronLinears:
     def column(self, in_features: int, out_features: int) -> nn.Module:
         """Rows of the weight are cut, and with them the output."""
         linear = _Column(in_features, out_features, **self._options(), gather_output=False)
+        linear.rows_group = self._group if self._sequence_parallel else None
         self._mark(linear.weight, 0, out_features)
         self._mark(linear.bias, 0, out_features)
         return linear
@@ -42,6 +51,7 @@ class MegatronLinears:
     def row(self, in_features: int, out_features: int) -> nn.Module:
         """Columns of the weight are cut, and with them the input; the bias is whole on every rank."""
         linear = _Row(in_features, out_features, **self._options(), input_is_parallel=True)
+        linear.rows_group = self._group if self._sequence_parallel else None
         self._mark(linear.weight, 1, in_features)
         return linear
 
@@ -53,20 +63,26 @@ class MegatronLinears:
         self._mark(table.weight, 0, num_embeddings)
         return table
 
+    def enter(self, x: Tensor, num_rows: int) -> Tensor:
+        """An all-gather, unless hidden states stay split."""
+        return x if self._splits_hidden else self.ends.join(x, num_rows)
+
+    def leave(self, x: Tensor) -> Tensor:
+        """This rank's share; the backward pass gathers, unless hidden states are split."""
+        return x if self._splits_hidden else self.ends.split(x)
+
     def shared(self, x: Tensor) -> Tensor:
         """Identity; its backward pass sums over the ranks."""
-        return copy_to_tensor_model_parallel_region(x, self._group)
+        (alike,) = self.ends.shared(x)
+        return alike
 
-    @contextlib.contextmanager
-    def own_draws(self, device: torch.device) -> Iterator[None]:
-        """Draws inside depend on the rank; the common stream goes on as if it had given one number."""
-        seed = int(torch.randint(2**62, (), device="cpu"))
-        before = _state(device)
-        torch.manual_seed(seed ^ self.rank)
-        try:
-            yield
-        finally:
-            _restore(device, before)
+    def own_draws(self, device: torch.device) -> AbstractContextManager[None]:
+        """Draws inside depend on the rank."""
+        return own_draws(self.rank, device)
+
+    @property
+    def _splits_hidden(self) -> bool:
+        return self._sequence_parallel and torch.is_grad_enabled()
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -82,14 +98,24 @@ class MegatronLinears:
 
 
 class _Column(ColumnParallelLinear, LinearPart):
+    rows_group: dist.ProcessGroup | None
+    """The ranks that hidden states are split over, if they are."""
+
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out / size)."""
+        if self.rows_group is not None and torch.is_grad_enabled():
+            return sequence.column(x, self.weight, self.bias, self.rows_group)
         return super().forward(x)[0]
 
 
 class _Row(RowParallelLinear, LinearPart):
+    rows_group: dist.ProcessGroup | None
+    """The ranks that hidden states are split over, if they are."""
+
     def forward(self, x: Tensor) -> Tensor:
         """(..., in / size) -> (..., out)."""
+        if self.rows_group is not None and torch.is_grad_enabled():
+            return sequence.row(x, self.weight, self.bias, self.rows_group)
         return super().forward(x)[0]
 
 
@@ -104,13 +130,3 @@ class _Vocabulary(VocabParallelEmbedding, EmbeddingPart):
 
 def _no_draw(weight: Tensor) -> None:
     raise AssertionError("model.initialization draws the weights")
-
-
-def _state(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-
-def _restore(device: torch.device, state: tuple[Tensor, Tensor | None]) -> None:
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.cuda.set_rng_state(state[1], device)

@@ -12,6 +12,7 @@ import torch
 
 from data_pipelines.batches.base import Batch
 from model.outputs import StageOutput, StudentOutput
+from model.rows import RowDropout
 from pretrain import build
 from pretrain.environment import Processes, read_environment
 from pretrain.errors import RunError
@@ -90,6 +91,27 @@ def hang(trainer: Trainer) -> None:
     os._exit(0)  # the groups are broken
 
 
+def tensor_parallel_figures(trainer: Trainer) -> dict:
+    """How far whole parameters are apart on ranks that share a model, and what dropout of a row's 64 numbers kept."""
+    group = trainer._groups.tp_group
+    whole = torch.cat([piece.master for piece in trainer._engine.fragments if piece.place.cut is None])
+    highest, lowest = whole.clone(), whole.clone()
+    torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX, group=group)
+    torch.distributed.all_reduce(lowest, torch.distributed.ReduceOp.MIN, group=group)
+    linears = build.make_linears(trainer._groups, sequence_parallel=True)
+    dropout, ones = RowDropout(0.5, linears.hidden), torch.ones(1, 64)
+    torch.manual_seed(0)
+    split = dropout(ones)
+    with torch.no_grad():
+        alike = dropout(ones)
+    return {
+        "apart": (highest - lowest).max().item(),
+        "split": split.flatten().tolist(),
+        "alike": alike.flatten().tolist(),
+        "rows": [len(linears.ends.here(num_rows)) for num_rows in range(9)],
+    }
+
+
 def main() -> None:
     """Arguments: output directory, then cases."""
     out, cases = Path(sys.argv[1]), [Case(**json.loads(text)) for text in sys.argv[2:]]
@@ -102,6 +124,8 @@ def main() -> None:
         trainer.close()
         blocks = [number for number, block in enumerate(trainer._task.network.encoder.blocks) if block is not None]
         print("BLOCKS", case.run, json.dumps(blocks), flush=True)
+        if case.tp_size > 1:
+            print("TENSOR PARALLEL", case.run, json.dumps(tensor_parallel_figures(trainer)), flush=True)
     leave_processes()
 
 

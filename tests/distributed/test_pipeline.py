@@ -1,4 +1,4 @@
-"""Pipelines of two and four stages, with data and tensor parallelism: equal to one process, tensor by tensor."""
+"""Pipelines, tensor and sequence parallelism, with data parallelism: equal to one process, tensor by tensor."""
 
 import json
 from pathlib import Path
@@ -21,6 +21,7 @@ def case(run: str, modalities: list[str], **more: object) -> dict:
     return {"run": run, "modalities": modalities, **more}
 
 
+ROWS = {"sequence_parallel": True}
 RESUMED = [
     case("resumed", ALL, pp_size=2, tp_size=2, stop_at=2),  # 4 processes
     case("resumed", ALL, stop_at=4),  # 1
@@ -35,6 +36,9 @@ CASES = {
         case("pp4-text", ["text"], pp_size=4),  # two microbatches for four stages
         case("pp2-dp2-text", ["text"], pp_size=2),  # one for two
         case("pp4-bf16", ALL, pp_size=4, dtype="bf16", dropout=0.1, options={"recompute": True}),
+        case("tp4", ALL, tp_size=4),  # recordings on two of the ranks, a row on each
+        case("rows-pp2-tp2", ALL, pp_size=2, tp_size=2, options=ROWS),
+        case("rows-dp2-tp2", ALL, tp_size=2, options=ROWS | {"zero_stage": 3}),
         RESUMED[0],
     ],
     1: [
@@ -48,6 +52,8 @@ CASES = {
         case("pp2", ALL, pp_size=2),
         *(case(f"pp2-{modality}", [modality], pp_size=2) for modality in EACH),
         case("pp2-dropout", ALL, pp_size=2, dropout=0.1, options={"recompute": True, "teacher": "gathered"}),
+        case("rows-tp2", ALL, tp_size=2, options=ROWS | {"recompute": True}),
+        case("rows-tp2-dropout", ALL, tp_size=2, dropout=0.1, options=ROWS),
         case("pp2-poisoned", ALL, pp_size=2, poisoned=3),
         case("pp2-stopped", ALL, pp_size=2, stop_at=3),
         case("pp2-stopped", ALL, pp_size=2),
@@ -114,6 +120,7 @@ LAYOUTS = [
     ("pp2-dp2-text", "one-text"),
     ("pp2-dropout", "one-dropout"),
     ("resumed", "one"),
+    *((layout, "one") for layout in ("tp4", "rows-pp2-tp2", "rows-dp2-tp2", "rows-tp2")),
 ]
 
 
@@ -132,7 +139,7 @@ def test_every_tensor_equals_one_process(directory: Path, layout: str, expected:
     assert max(worst.values()) < 1e-5, {key: value for key, value in worst.items() if value >= 1e-5}
 
 
-@pytest.mark.parametrize("layout", ["pp4", "pp2", "pp2-tp2"])
+@pytest.mark.parametrize("layout", ["pp4", "pp2", "pp2-tp2", "tp4", "rows-pp2-tp2", "rows-tp2"])
 def test_figures_of_all_stages_reach_the_log(directory: Path, layout: str) -> None:
     worst = differences(directory / layout, directory / "one", "health")
     assert {
@@ -188,6 +195,45 @@ def test_stages_have_blocks_of_their_own(outputs: dict[int, list[str]]) -> None:
     assert found[2, "pp2-image"] == [[0, 1], [2, 3]]
     assert found[2, "pp2-text"] == [[0, 1, 2], [3]]
     assert [number for blocks in found[2, "pp2"] for number in blocks] == list(range(DEPTH))
+
+
+SHARED = [
+    (4, "pp2-tp2"),
+    (4, "tp4"),
+    (4, "rows-pp2-tp2"),
+    (4, "rows-dp2-tp2"),
+    (2, "rows-tp2"),
+    (2, "rows-tp2-dropout"),
+]
+
+
+@pytest.mark.parametrize(("number", "run"), SHARED)
+def test_ranks_that_share_a_model_agree_on_what_is_whole(outputs: dict[int, list[str]], number: int, run: str) -> None:
+    """To the bit: a gradient that is not summed over them, or a draw that is not common, sets them apart."""
+    tp_size, found = int(run.partition("tp")[2][0]), figures(outputs[number], run)
+    assert [one["apart"] for one in found] == [0] * number
+    assert all(len({str(one["split"]) for one in model}) == tp_size for model in models(found, tp_size))
+    assert all(len({str(one["alike"]) for one in model}) == 1 for model in models(found, tp_size))
+    for num_rows in range(9):
+        counts = [one["rows"][num_rows] for one in found[:tp_size]]
+        assert sum(counts) == num_rows
+        assert max(counts) - min(counts) <= 1
+
+
+def figures(outputs: list[str], run: str) -> list[dict]:
+    """What every rank printed of a run with tensor parallelism."""
+    return [json.loads(text.partition(f"TENSOR PARALLEL {run} ")[2].splitlines()[0]) for text in outputs]
+
+
+def models(ranks: list[dict], tp_size: int) -> list[list[dict]]:
+    """Ranks that share a model are neighbours."""
+    return [ranks[start : start + tp_size] for start in range(0, len(ranks), tp_size)]
+
+
+def test_dropout_of_split_rows_trains_alike(directory: Path) -> None:
+    """Other masks than one process draws, of the same kind."""
+    worst = differences(directory / "rows-tp2-dropout", directory / "one-dropout", "train")
+    assert 0 < worst["loss"] < 0.1
 
 
 def test_hanging_stage_is_named(outputs: dict[int, list[str]]) -> None:

@@ -88,14 +88,14 @@ def forward_and_backward(case: Case) -> dict[str, float]:
     parts = teacher_parts.seen | student_parts.seen | target_layers(case, teacher_parts.seen)
     parts |= {"targets": goal.targets, "student.encoder_out": out.encoded, "student.local_features": out.tokens}
     parts["pred_masked"] = out.prediction.flatten(0, 1)
-    parts["target_masked"] = take(goal.targets, views.removed).flatten(0, 1)
+    parts["target_masked"] = take(views.spread(goal.targets), views.removed).flatten(0, 1)
     different = {}
     for name, ours in parts.items():
         if name in case.tensors:
             shuffled = name.startswith("student.") and name.rpartition(".")[2] not in UNSHUFFLED
             theirs = case.ascending(case.tensors[name]) if shuffled else case.tensors[name]
             different[name] = relative(ours, theirs)
-    return different | losses_and_gradients(case, student, objective(case.side, out, goal.targets, views, case.source))
+    return different | losses_and_gradients(case, student, objective(case.side, out, goal.targets, case.source))
 
 
 def target_layers(case: Case, seen: dict[str, Tensor]) -> dict[str, Tensor]:

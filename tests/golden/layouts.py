@@ -18,7 +18,7 @@ from torch import Tensor
 from data_pipelines.batches.base import Batch
 from data_pipelines.config import AudioSourceConfig, DataConfig, ImageSourceConfig, TextSourceConfig
 from model.linear import Cut, cut_of
-from model.masking import take
+from model.masking import Views, take
 from pretrain.build import build_networks, make_schedule
 from pretrain.config import RunConfig
 from pretrain.environment import read_environment
@@ -34,7 +34,11 @@ from tests.golden.case import Case
 from tests.golden.check import case_paths, limit, relative
 
 DEVICE = torch.device("cpu")
-LAYOUTS = {"tp2": ParallelSection(tp_size=2), "pp2": ParallelSection(pp_size=2)}
+LAYOUTS = {
+    "tp2": ParallelSection(tp_size=2),
+    "rows": ParallelSection(tp_size=2, sequence_parallel=True),
+    "pp2": ParallelSection(pp_size=2),
+}
 
 
 class GoldenTask(Data2VecTask):
@@ -46,7 +50,12 @@ class GoldenTask(Data2VecTask):
         return Microbatch(batch, batch.source, self.case.views(), [], frozenset(), 0)
 
     def _noise(self, given: Microbatch) -> Tensor:
-        return self.case.noise(given.views)
+        return rows_of(self.case.noise(given.views), self.network.views_here(given.views))
+
+
+def rows_of(x: Tensor, views: Views) -> Tensor:
+    """Of what all views have, that of some."""
+    return x[views.first : views.first + len(views.mask)]
 
 
 def run_config(case: Case, parallel: ParallelSection) -> RunConfig:
@@ -117,27 +126,30 @@ def differences(case: Case, parallel: ParallelSection) -> dict[str, float]:
     parts: dict[str, Tensor] = {}
 
     def witness(modality: str, shares: dict[str, Tensor], seen: Observation) -> None:
-        losses.update({name: share.detach() for name, share in shares.items()})
+        for name, share in shares.items():  # each of the ranks that share a model has its rows' part
+            losses[name] = share.detach().clone()
+            dist.all_reduce(losses[name], group=groups.tp_group)
         parts.update({name: value for name, value in seen._asdict().items() if value is not None})
 
     batch, sample_size = batch_of(case), case.facts["sample_size"]
     totals = {name: count / sample_size for name, count in task.counts(batch).items()}
     schedule.accumulate([batch], {case.modality: 0}, totals, witness)
     watch.close()
-    return compare(case, losses, parts, gradients(engine, groups))
+    here = task.network.views_here(case.views())
+    return compare(case, here, losses, parts, gradients(engine, groups))
 
 
 def compare(
-    case: Case, losses: dict[str, Tensor], parts: dict[str, Tensor], gradients: dict[str, Tensor]
+    case: Case, here: Views, losses: dict[str, Tensor], parts: dict[str, Tensor], gradients: dict[str, Tensor]
 ) -> dict[str, float]:
     """Relative differences of what is here; the losses are in the last stage only."""
     views, extra = case.views(), case.side.num_extra_tokens
     expected = {
         "prediction": case.tensors["pred_masked"].view(*views.removed.shape, -1),
-        "target": take(case.tensors["targets"], views.removed),
+        "target": take(views.spread(case.tensors["targets"]), views.removed),
         "student": case.ascending(case.tensors["student.encoder_out"])[:, extra:],
     }
-    different = {name: relative(parts[name], value) for name, value in expected.items() if name in parts}
+    different = {name: relative(parts[name], rows_of(value, here)) for name, value in expected.items() if name in parts}
     if losses:
         total = torch.stack(list(losses.values())).sum().item()
         different["loss"] = abs(total / case.facts["loss_total_sum"] - 1)

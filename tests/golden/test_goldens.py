@@ -49,7 +49,7 @@ def through_layouts() -> dict[tuple[str, str], dict]:
     return {(result["case"], result["layout"]): result for result in results}
 
 
-@pytest.mark.parametrize("layout", ["tp2", "pp2"])
+@pytest.mark.parametrize("layout", ["tp2", "rows", "pp2"])
 @pytest.mark.parametrize("modality", ["image", "audio", "text"])
 def test_layouts_give_the_references_vectors(
     through_layouts: dict[tuple[str, str], dict], modality: str, layout: str

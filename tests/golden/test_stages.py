@@ -79,7 +79,7 @@ def test_two_stages_give_the_references_vectors(modality: str, recompute: bool) 
     assert relative(output.prediction.flatten(0, 1), case.tensors["pred_masked"]) < TOLERANCE
     assert relative(output.encoded, case.ascending(case.tensors["student.encoder_out"])) < TOLERANCE
 
-    terms = objective(case.side, output, goal.targets, case.views(), case.source)
+    terms = objective(case.side, output, goal.targets, case.source)
     sample_size = terms["regression"].count
     loss = torch.stack([term.weight * term.sum / term.count * sample_size for term in terms.values()]).sum()
     assert abs(loss.item() / case.facts["loss_total_sum"] - 1) < TOLERANCE

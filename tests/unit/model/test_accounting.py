@@ -80,7 +80,7 @@ def measured_flops(config: ModelConfig, modality: str) -> int:
     with FlopCounterMode(display=False) as counter:
         out = given.student(student, modality)
         goal = teacher.targets(source.detach(), out, modality=modality)
-        terms = objective(config.modalities[modality], out, goal.targets, given.views, source)
+        terms = objective(config.modalities[modality], out, goal.targets, source)
         sum(term.sum for term in terms.values()).backward()  # type: ignore[union-attr]
     return counter.get_total_flops()
 

@@ -115,7 +115,7 @@ def test_every_option_together() -> None:
         predicted = plain.decode("audio", full, num_layers=2, groups=3, residual=True)[mask]
         torch.testing.assert_close(out.prediction[row], predicted, rtol=0, atol=2e-7)
         total += smooth_l1(predicted, goals[sample][mask], BETA, DIM**-0.5)
-    terms = objective(CONFIG.audio, out, targets, views, source)
+    terms = objective(CONFIG.audio, out, targets, source)
     assert terms.keys() == {"regression"}
     assert terms["regression"].sum.item() == pytest.approx(total, rel=1e-6)
     assert terms["regression"].count == masks.sum()

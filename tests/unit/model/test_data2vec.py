@@ -33,7 +33,7 @@ def terms(model: Data2Vec, given: Inputs, modality: str) -> dict[str, LossTerm]:
     """The objective with the student's own weights as the teacher's."""
     out = given.student(model, modality)
     targets = model.targets(given.source, out, modality=modality, padding=given.padding).targets
-    return objective(model.config.modalities[modality], out, targets, given.views, given.source)
+    return objective(model.config.modalities[modality], out, targets, given.source)
 
 
 @pytest.mark.parametrize("modality", MODALITIES)

@@ -110,7 +110,7 @@ def test_every_option_together() -> None:
     torch.testing.assert_close(out.encoded, torch.stack(encoded), rtol=0, atol=1e-7)
     predicted = plain.decode_grid(full)[masks]
     torch.testing.assert_close(out.prediction.flatten(0, 1), predicted, rtol=0, atol=1e-7)
-    terms = objective(CONFIG.image, out, targets, views, source)
+    terms = objective(CONFIG.image, out, targets, source)
     repeated = expected.repeat_interleave(NUM_VIEWS, dim=0)
     cls = torch.stack(encoded)[:, NUM_EXTRA - 1]
     patches = source.unfold(2, PATCH, PATCH).unfold(3, PATCH, PATCH)  # B C h w p q

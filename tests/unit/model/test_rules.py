@@ -13,6 +13,7 @@ from model.data2vec import Data2Vec
 from model.decoder import Decoder
 from model.losses import objective
 from model.masking import split_views
+from model.rows import ALL_ROWS
 from model.sections import AlibiConfig, DecoderConfig
 from pretrain.recipes.registry import recipe
 from tests.unit.model.inputs import MODALITIES, initialized, inputs, tiny
@@ -63,7 +64,9 @@ def test_clamped_alibi_scale_gets_gradient_where_it_counts() -> None:
 
 @pytest.mark.parametrize("grid_size", [None, 3])
 def test_decoder_without_residual_is_the_bare_chain_of_layers(grid_size: int | None) -> None:
-    decoder = Decoder(DecoderConfig(dim=8, groups=2, num_layers=3, residual=False), dim=8, grid_size=grid_size)
+    decoder = Decoder(
+        DecoderConfig(dim=8, groups=2, num_layers=3, residual=False), dim=8, grid_size=grid_size, rows=ALL_ROWS
+    )
     x = torch.randn(2, 9, 8, generator=torch.Generator().manual_seed(0))
     expected = x.transpose(1, 2)
     if grid_size is not None:
@@ -163,6 +166,6 @@ def test_student_pass_never_waits_for_the_host(modality: str, config: ModelConfi
     with _Crossings() as crossings:
         views = split_views(mask, num_kept)
         out = student(source, views, noise, modality=modality, padding=padding, skipped=frozenset({1}))
-        terms = objective(config.modalities[modality], out, targets, views, source)
+        terms = objective(config.modalities[modality], out, targets, source)
         torch.stack([term.sum for term in terms.values()]).sum().backward()
     assert crossings.found == []

@@ -97,7 +97,7 @@ def test_every_option_together() -> None:
         predicted = plain.decode("text", full, num_layers=3, groups=1, residual=False)[mask]
         torch.testing.assert_close(out.prediction[row], predicted, rtol=0, atol=1e-12)
         total += SCALE * (predicted - goals[sample][mask]).square().sum().item()
-    terms = objective(CONFIG.text, out, targets, views, source)
+    terms = objective(CONFIG.text, out, targets, source)
     assert terms["regression"].sum.item() == pytest.approx(total, rel=1e-6)
     assert terms["regression"].count == masks.sum()
 

@@ -68,12 +68,6 @@ def test_decoder_and_frontend_move_the_cut() -> None:
     assert len(by_audio[0]) == 5
 
 
-def test_tensor_parallelism_makes_blocks_cheaper_only() -> None:
-    text = recipe("text-base").model
-    whole, cut = (stages_of(text, {"text": Work(1, 512)}, pp_size=2, tp_size=tp_size) for tp_size in (1, 4))
-    assert len(cut[1]) < len(whole[1])
-
-
 def test_how_many_samples_there_are_does_not_matter_for_one_modality() -> None:
     image = recipe("image-base").model
     assert stages_of(image, {"image": Work(1, 224)}, pp_size=4) == stages_of(image, {"image": Work(64, 224)}, pp_size=4)

@@ -56,7 +56,7 @@ def measure(config: RunConfig) -> Live:
         del noise
         goal = teacher.targets(given, out, modality=modality)
         assert isinstance(out, StudentOutput)
-        terms = objective(side, out, goal.targets, views, source)
+        terms = objective(side, out, goal.targets, source)
         loss = torch.stack([term.weight * term.sum / term.count for term in terms.values()]).sum()
         tally.storages.clear()
         del out, terms
