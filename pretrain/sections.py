@@ -146,6 +146,8 @@ class HealthSection:
     """Alarm below this mean per-channel standard deviation of the targets."""
     min_prediction_spread: float = 0.01
     """Alarm below this mean per-channel standard deviation of the predictions."""
+    min_student_spread: float = 0.01
+    """Alarm below this mean per-channel standard deviation of the student's features: 0.6 to 1 in healthy tiny runs."""
     min_effective_rank: float = 1.5
     """Alarm below this effective rank of frontend, student or teacher features."""
     on_collapse: Literal["warn", "stop"] = "warn"

@@ -1,7 +1,9 @@
 """Is the representation alive? Effective rank and spread of frontend, student and teacher; alarms.
 
 The spread of predictions and targets alone misses a collapsed frontend (fairseq issue 5239), and the
-released image configs turn even that guard off.
+released image configs turn even that guard off. Effective rank alone misses tokens that are all but equal: a tiny
+speech run whose student's spread had fallen to 4e-4 kept a rank of 10, its loss fell, and targets and predictions still
+differed at the edges of recordings.
 """
 
 import math
@@ -60,13 +62,14 @@ def alarms(step: int, section: HealthSection, measured: dict[str, float]) -> lis
     Args:
         step: completed steps; nothing is an alarm before ``section.after_steps``.
         section: the thresholds.
-        measured: any of ``*target_spread``, ``*prediction_spread`` and ``*_effective_rank``.
+        measured: any of ``*target_spread``, ``*prediction_spread``, ``*student_spread`` and ``*_effective_rank``.
     """
     if step < section.after_steps:
         return []
     limits = {
         "target_spread": section.min_target_spread,
         "prediction_spread": section.min_prediction_spread,
+        "student_spread": section.min_student_spread,
         "effective_rank": section.min_effective_rank,
     }
     return [

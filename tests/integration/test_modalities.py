@@ -88,6 +88,19 @@ def masked_shares(config: RunConfig, modality: str) -> set[tuple[int, int]]:
     return seen
 
 
+def failure(arguments: list[str]) -> str:
+    """Standard error of a training process that ends with status 2."""
+    process = subprocess.run(
+        [sys.executable, "-m", "deploy.cli", "train", *arguments],
+        env=rank_environment(0, 1, free_port()),
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert process.returncode == 2, process.stderr
+    return process.stderr
+
+
 def test_speech_learns_and_masks_what_the_recipe_says(tmp_path: Path, speech_shards: Path) -> None:
     options = [f"--data.path={speech_shards}", "--training.max-steps=80", *QUIET]
     assert run_ranks("deploy.cli", ["train", "audio-tiny", f"--run-dir={tmp_path}", *options], 1)
@@ -99,6 +112,16 @@ def test_speech_learns_and_masks_what_the_recipe_says(tmp_path: Path, speech_sha
     prob = config.model.audio.mask.prob
     shares = masked_shares(config, "audio")
     assert {removed for removed, _ in shares} == {int(tokens * prob) for _, tokens in shares}
+
+
+def test_a_collapse_that_only_the_spread_of_the_student_shows(tmp_path: Path, speech_shards: Path) -> None:
+    reckless = ["--optim.lr=1e-2", "--schedule.warmup-steps=2", "--ema.start=0.9", "--ema.end=0.99"]
+    health = ["--health.every-steps=15", "--health.after-steps=15", "--health.on-collapse=stop"]
+    options = [f"--data.path={speech_shards}", "--training.max-steps=30", *QUIET, *reckless, *health]
+    message = failure(["audio-tiny", f"--run-dir={tmp_path}", *options]).splitlines()[-1]
+    assert re.match(r"d2v: error: step 15: collapse: student_spread [\d.e-]+ is below 0\.01 \(health", message), message
+    assert last_health(tmp_path)["student_effective_rank"] > 3
+    assert train_records(tmp_path)[-1]["loss"] < train_records(tmp_path)[0]["loss"]
 
 
 def test_text_learns_and_masks_what_the_recipe_says(tmp_path: Path, text_shards: Path) -> None:
@@ -116,20 +139,13 @@ def test_shards_without_tokenizer_are_checked_token_by_token(tmp_path: Path, tex
     shutil.copytree(text_shards, tmp_path / "shards")
     (tmp_path / "shards" / "tokenizer.model").unlink()  # as shards of others come
     options = [f"--data.path={tmp_path}/shards", "--model.text.vocab-size=500", "--training.max-steps=2", *QUIET]
-    process = subprocess.run(
-        [sys.executable, "-m", "deploy.cli", "train", "text-tiny", f"--run-dir={tmp_path}/run", *options],
-        env=rank_environment(0, 1, free_port()),
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert process.returncode == 2
+    message = failure(["text-tiny", f"--run-dir={tmp_path}/run", *options])
     found = re.search(
         r"^d2v: error: model\.text\.vocab_size: 500 does not hold token ([\d,]+) of text sample ([\d,]+); .*$",
-        process.stderr,
+        message,
         re.MULTILINE,
     )
-    assert found is not None, process.stderr
+    assert found is not None, message
     token, sample = (int(number.replace(",", "")) for number in found.groups())
     assert token >= 500 and token in read_tokens(Reader(str(text_shards)).read(sample).members["npy"])
 

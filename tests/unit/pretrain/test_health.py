@@ -46,10 +46,24 @@ def test_alarms_of_every_modality() -> None:
         "audio_target_spread": 0.2,
         "audio_prediction_spread": 0.005,
         "text_teacher_effective_rank": 1.2,
-        "text_student_spread": 0.0,  # told, but no alarm: what counts is the rank
+        "text_student_spread": 0.009,
+        "text_frontend_spread": 0.0,  # told, but no alarm: what counts is the rank
     }
     assert health.alarms(0, section, measured) == [
         "collapse: image_target_spread 0.05 is below 0.1",
         "collapse: audio_prediction_spread 0.005 is below 0.01",
         "collapse: text_teacher_effective_rank 1.2 is below 1.5",
+        "collapse: text_student_spread 0.009 is below 0.01",
     ]
+
+
+def test_tokens_that_are_all_but_equal_are_seen_whatever_their_rank() -> None:
+    generator = torch.Generator().manual_seed(0)
+    common = torch.randn(96, generator=generator)
+    collapsed = health.figures(student=common + 0.002 * torch.randn(8, 40, 96, generator=generator))
+    assert collapsed["student_effective_rank"] > 80
+    assert health.alarms(5_000, HealthSection(), {"target_spread": 0.5, "prediction_spread": 0.3, **collapsed}) == [
+        f"collapse: student_spread {collapsed['student_spread']:.4g} is below 0.01"
+    ]
+    alive = health.figures(student=common + 0.6 * torch.randn(8, 40, 96, generator=generator))
+    assert health.alarms(5_000, HealthSection(), alive) == []

@@ -34,6 +34,7 @@ RUN: dict[str, Any] = {
     "health.after_steps": 5_000,
     "health.min_target_spread": 0.1,
     "health.min_prediction_spread": 0.01,
+    "health.min_student_spread": 0.01,
     "health.min_effective_rank": 1.5,
 }
 SPEECH_AND_TEXT: dict[str, Any] = {
