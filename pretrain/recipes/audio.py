@@ -5,30 +5,12 @@
 
 from data_pipelines.config import AudioSourceConfig, DataConfig
 from model.config import AudioConfig, ModelConfig
-from model.sections import AlibiConfig, DecoderConfig, EncoderConfig, LossConfig, MaskConfig, TargetConfig
+from model.sections import AlibiConfig, DecoderConfig, LossConfig, MaskConfig, TargetConfig
 from pretrain.config import RunConfig
-from pretrain.sections import (
-    CheckpointSection,
-    EmaSection,
-    HealthSection,
-    LoggingSection,
-    OptimSection,
-    PrecisionSection,
-    ScheduleSection,
-    TrainingSection,
-)
+from pretrain.recipes.sequences import sequence_encoder, sequence_run
+from pretrain.sections import EmaSection
 
-_CHECKPOINT = CheckpointSection(
-    every_steps=25_000,  # [yaml] save_interval_updates
-    keep=3,  # [ours] the YAML keeps 1: whoever finds that one damaged starts anew
-)
-_HEALTH = HealthSection(
-    after_steps=5_000,  # [fairseq data2vec2.py]
-    min_target_spread=0.1,  # [fairseq] min_target_var
-    min_prediction_spread=0.01,  # [fairseq] min_pred_var
-    on_collapse="stop",  # [fairseq data2vec2.py] raises an exception
-)
-_LOGGING = LoggingSection(every_steps=200)  # [yaml] common.log_interval
+_SAVE_EVERY_STEPS = 25_000  # [yaml] save_interval_updates
 
 
 def audio_base() -> RunConfig:
@@ -37,10 +19,10 @@ def audio_base() -> RunConfig:
     A step has 8 batches of at most 62.5 s (8 GPUs, one each): 1, 2, 4 or 8 ranks. Needs speech shards
     (``d2v prepare speech``) at ``--data.path``.
     """
-    return RunConfig(
-        name="audio-base",
+    return sequence_run(
+        "audio-base",
         model=ModelConfig(
-            encoder=_encoder(
+            encoder=sequence_encoder(
                 depth=12,  # [yaml]
                 dim=768,  # [yaml] embed_dim
                 num_heads=12,  # [fairseq] default
@@ -59,21 +41,13 @@ def audio_base() -> RunConfig:
             batch_seconds=62.5,  # [yaml] dataset.max_tokens, 1,000,000 samples
             num_workers=6,  # [yaml] dataset.num_workers
         ),
-        optim=_optim(
-            lr=7.5e-4,  # [yaml] optimization.lr
-            clip_norm=0.0,  # [fairseq] optimization.clip_norm's default: the YAML does not clip
-        ),
-        schedule=ScheduleSection(warmup_steps=8_000),  # [yaml]
+        lr=7.5e-4,  # [yaml] optimization.lr
+        clip_norm=0.0,  # [fairseq] optimization.clip_norm's default: the YAML does not clip
+        warmup_steps=8_000,  # [yaml]
         ema=EmaSection(start=0.999, end=0.99999, anneal_steps=75_000),  # [yaml]
-        precision=PrecisionSection(dtype="bf16"),  # [ours] the YAML trains in fp16 with dynamic loss scaling
-        training=TrainingSection(
-            max_steps=400_000,  # [yaml] optimization.max_update
-            global_batch_size=8,  # [yaml] distributed_world_size: one batch of max_tokens per GPU
-            seed=1,  # [fairseq] common.seed
-        ),
-        checkpoint=_CHECKPOINT,
-        health=_HEALTH,
-        logging=_LOGGING,
+        max_steps=400_000,  # [yaml] optimization.max_update
+        global_batch_size=8,  # [yaml] distributed_world_size: one batch of max_tokens per GPU
+        save_every_steps=_SAVE_EVERY_STEPS,
     )
 
 
@@ -83,10 +57,10 @@ def audio_large() -> RunConfig:
     A step has 48 batches of at most 20 s (48 GPUs, one each). The teacher freezes at step 300,000. Needs speech
     shards (``d2v prepare speech``) at ``--data.path``.
     """
-    return RunConfig(
-        name="audio-large",
+    return sequence_run(
+        "audio-large",
         model=ModelConfig(
-            encoder=_encoder(depth=16, dim=1024, num_heads=16, layer_dropout=0.0),  # [yaml]
+            encoder=sequence_encoder(depth=16, dim=1024, num_heads=16, layer_dropout=0.0),  # [yaml]
             audio=_side(
                 num_views=12,  # [yaml]
                 prenet_depth=8,  # [yaml]
@@ -97,30 +71,13 @@ def audio_large() -> RunConfig:
             ),
         ),
         data=_data(batch_seconds=20.0, num_workers=8),  # [yaml] max_tokens is 320,000 samples
-        optim=_optim(lr=4e-4, clip_norm=1.0),  # [yaml]
-        schedule=ScheduleSection(warmup_steps=10_000),  # [yaml]
+        lr=4e-4,  # [yaml]
+        clip_norm=1.0,  # [yaml]
+        warmup_steps=10_000,  # [yaml]
         ema=EmaSection(start=0.9997, end=1.0, anneal_steps=300_000),  # [yaml]
-        precision=PrecisionSection(dtype="bf16"),  # [ours]
-        training=TrainingSection(max_steps=600_000, global_batch_size=48, seed=1),  # [yaml]
-        checkpoint=_CHECKPOINT,
-        health=_HEALTH,
-        logging=_LOGGING,
-    )
-
-
-def _encoder(*, depth: int, dim: int, num_heads: int, layer_dropout: float) -> EncoderConfig:
-    return EncoderConfig(
-        depth=depth,
-        dim=dim,
-        num_heads=num_heads,
-        mlp_ratio=4.0,  # [fairseq]
-        norm_eps=1e-5,  # [yaml]
-        dropout=0.1,  # [fairseq] encoder_dropout
-        attention_dropout=0.1,  # [fairseq]
-        activation_dropout=0.0,  # [fairseq]
-        post_mlp_dropout=0.1,  # [fairseq] post_mlp_drop
-        input_dropout=0.0,  # [fairseq] dropout_input
-        layer_dropout=layer_dropout,
+        max_steps=600_000,  # [yaml]
+        global_batch_size=48,  # [yaml]
+        save_every_steps=_SAVE_EVERY_STEPS,
     )
 
 
@@ -171,14 +128,4 @@ def _data(*, batch_seconds: float, num_workers: int) -> DataConfig:
             normalize=True,  # [yaml] task.normalize
         ),
         num_workers=num_workers,
-    )
-
-
-def _optim(*, lr: float, clip_norm: float) -> OptimSection:
-    return OptimSection(
-        lr=lr,
-        betas=(0.9, 0.98),  # [yaml]
-        eps=1e-6,  # [yaml]
-        weight_decay=0.01,  # [yaml], on every parameter (facts, trap 1)
-        clip_norm=clip_norm,
     )

@@ -8,36 +8,19 @@ All read blocks of 512 tokens of GPT-2's BPE under fairseq's dictionary. Another
 
 from data_pipelines.config import DataConfig, TextSourceConfig
 from model.config import ModelConfig, TextConfig
-from model.sections import DecoderConfig, EncoderConfig, LossConfig, MaskConfig, TargetConfig
+from model.sections import DecoderConfig, LossConfig, MaskConfig, TargetConfig
 from pretrain.config import RunConfig
-from pretrain.sections import (
-    CheckpointSection,
-    EmaSection,
-    HealthSection,
-    LoggingSection,
-    OptimSection,
-    PrecisionSection,
-    ScheduleSection,
-    TrainingSection,
-)
+from pretrain.recipes.sequences import sequence_encoder, sequence_run
+from pretrain.sections import EmaSection
 
 _DATA = DataConfig(
     text=TextSourceConfig(tokens_per_sample=512),  # [yaml] task.tokens_per_sample
     num_workers=1,  # [fairseq] dataset.num_workers
 )
 _EMA = EmaSection(start=0.9999, end=0.99999, anneal_steps=100_000)  # [yaml]
-_CHECKPOINT = CheckpointSection(
-    every_steps=50_000,  # [yaml] save_interval_updates
-    keep=3,  # [ours] the YAML keeps 1: whoever finds that one damaged starts anew
-)
-_HEALTH = HealthSection(
-    after_steps=5_000,  # [fairseq data2vec2.py]
-    min_target_spread=0.1,  # [fairseq] min_target_var
-    min_prediction_spread=0.01,  # [fairseq] min_pred_var
-    on_collapse="stop",  # [fairseq data2vec2.py] raises an exception
-)
-_LOGGING = LoggingSection(every_steps=200)  # [yaml] common.log_interval
-_PRECISION = PrecisionSection(dtype="bf16")  # [ours] the YAMLs train in fp16 with dynamic loss scaling
+_CLIP_NORM = 1.0  # [yaml] optimization.clip_norm
+_WARMUP_STEPS = 4_000  # [yaml]
+_SAVE_EVERY_STEPS = 50_000  # [yaml] save_interval_updates
 _LARGE_TARGET = TargetConfig(
     top_k=24,  # [yaml]
     instance_norm_layer=False,  # [yaml]
@@ -51,13 +34,14 @@ def text_base() -> RunConfig:
 
     A step has 64 blocks (16 GPUs x 4). Needs text shards (``d2v prepare text``) at ``--data.path``.
     """
-    return RunConfig(
-        name="text-base",
+    return sequence_run(
+        "text-base",
         model=ModelConfig(
-            encoder=_encoder(
+            encoder=sequence_encoder(
                 depth=12,  # [yaml]
                 dim=768,  # [yaml] embed_dim
                 num_heads=12,  # [fairseq] default
+                layer_dropout=0.0,  # [yaml] layerdrop
             ),
             text=_side(
                 mask_prob=0.48,  # [yaml]
@@ -66,18 +50,13 @@ def text_base() -> RunConfig:
             ),
         ),
         data=_DATA,
-        optim=_optim(lr=2e-4),  # [yaml]
-        schedule=ScheduleSection(warmup_steps=4_000),  # [yaml]
+        lr=2e-4,  # [yaml]
+        clip_norm=_CLIP_NORM,
+        warmup_steps=_WARMUP_STEPS,
         ema=_EMA,
-        precision=_PRECISION,
-        training=TrainingSection(
-            max_steps=1_000_000,  # [yaml] optimization.max_update
-            global_batch_size=16 * 4,  # [yaml] distributed_world_size x dataset.batch_size
-            seed=1,  # [fairseq] common.seed
-        ),
-        checkpoint=_CHECKPOINT,
-        health=_HEALTH,
-        logging=_LOGGING,
+        max_steps=1_000_000,  # [yaml] optimization.max_update
+        global_batch_size=16 * 4,  # [yaml] distributed_world_size x dataset.batch_size
+        save_every_steps=_SAVE_EVERY_STEPS,
     )
 
 
@@ -107,37 +86,20 @@ def text_large_1m() -> RunConfig:
 
 
 def _large(name: str, *, beta: float, max_steps: int) -> RunConfig:
-    return RunConfig(
-        name=name,
+    return sequence_run(
+        name,
         model=ModelConfig(
-            encoder=_encoder(depth=24, dim=1024, num_heads=16),  # [yaml]
+            encoder=sequence_encoder(depth=24, dim=1024, num_heads=16, layer_dropout=0.0),  # [yaml]
             text=_side(mask_prob=0.5, target=_LARGE_TARGET, beta=beta),  # [yaml]
         ),
         data=_DATA,
-        optim=_optim(lr=1e-4),  # [yaml] lr_float of every group
-        schedule=ScheduleSection(warmup_steps=4_000),  # [yaml]
+        lr=1e-4,  # [yaml] lr_float of every group
+        clip_norm=_CLIP_NORM,
+        warmup_steps=_WARMUP_STEPS,
         ema=_EMA,
-        precision=_PRECISION,
-        training=TrainingSection(max_steps=max_steps, global_batch_size=32 * 2, seed=1),  # [yaml]
-        checkpoint=_CHECKPOINT,
-        health=_HEALTH,
-        logging=_LOGGING,
-    )
-
-
-def _encoder(*, depth: int, dim: int, num_heads: int) -> EncoderConfig:
-    return EncoderConfig(
-        depth=depth,
-        dim=dim,
-        num_heads=num_heads,
-        mlp_ratio=4.0,  # [fairseq]
-        norm_eps=1e-5,  # [yaml]
-        dropout=0.1,  # [fairseq] encoder_dropout
-        attention_dropout=0.1,  # [fairseq]
-        activation_dropout=0.0,  # [fairseq]
-        post_mlp_dropout=0.1,  # [fairseq] post_mlp_drop
-        input_dropout=0.0,  # [fairseq] dropout_input
-        layer_dropout=0.0,  # [yaml] layerdrop
+        max_steps=max_steps,
+        global_batch_size=32 * 2,  # [yaml]
+        save_every_steps=_SAVE_EVERY_STEPS,
     )
 
 
@@ -165,14 +127,4 @@ def _side(*, mask_prob: float, target: TargetConfig, beta: float) -> TextConfig:
         ),
         target=target,
         loss=LossConfig(beta=beta, scale=1.0),  # [yaml] loss_scale
-    )
-
-
-def _optim(*, lr: float) -> OptimSection:
-    return OptimSection(
-        lr=lr,
-        betas=(0.9, 0.98),  # [yaml]
-        eps=1e-6,  # [yaml]
-        weight_decay=0.01,  # [yaml], on every parameter (facts, trap 1)
-        clip_norm=1.0,  # [yaml] optimization.clip_norm
     )
