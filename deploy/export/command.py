@@ -3,15 +3,17 @@
 import argparse
 from pathlib import Path
 
+from deploy.arguments import positive_float
+
 
 def main(argv: list[str]) -> int:
     """Export, and print how far the result is from our own model; returns the exit status."""
     parser = argparse.ArgumentParser(prog="d2v export", description="Convert a checkpoint for inference.")
     formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT")
-    for add in (_add_hf, _add_fairseq):
+    for add in (_add_hf, _add_onnx, _add_torch, _add_fairseq):
         add(formats)
     arguments = parser.parse_args(argv)
-    run = {"hf": _hf, "fairseq": _fairseq}[arguments.format]
+    run = {"hf": _hf, "onnx": _program, "torch": _program, "fairseq": _fairseq}[arguments.format]
     print(f"export: {arguments.out} ({run(arguments)})")
     return 0
 
@@ -25,9 +27,35 @@ def _add_hf(formats: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     hf = formats.add_parser("hf", help="a folder for transformers: AutoModel.from_pretrained(OUT)")
     _common(hf)
     hf.add_argument("out", type=Path, metavar="OUT", help="folder to write; must not exist or be empty")
-    hf.add_argument("--source", choices=("student", "teacher"), default="student", help="default: student")
-    hf.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the weights; default: fp32")
+    _add_choices(hf, "of the weights")
     hf.add_argument("--tokenizer", type=Path, help="of text: folder or file; default: the folder of the data")
+
+
+def _add_choices(parser: argparse.ArgumentParser, meaning: str) -> None:
+    parser.add_argument("--source", choices=("student", "teacher"), default="student", help="default: student")
+    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help=f"{meaning}; default: fp32")
+
+
+def _add_onnx(formats: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    onnx = formats.add_parser("onnx", help="a file for ONNX Runtime; batch and length vary")
+    _add_program(onnx, "of the weights, bf16 computes in fp32", "1e-5")
+
+
+def _add_torch(formats: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    torch = formats.add_parser("torch", help="a .pt2 file for torch.export.load; batch and length vary")
+    _add_program(torch, "of weights and arithmetic", "1e-6")
+
+
+def _add_program(parser: argparse.ArgumentParser, meaning: str, tolerance: str) -> None:
+    _common(parser)
+    parser.add_argument("out", type=Path, metavar="OUT", help="file to write; must not exist")
+    _add_choices(parser, meaning)
+    parser.add_argument(
+        "--tolerance",
+        type=positive_float,
+        metavar="X",
+        help=f"largest difference to our model that is let through; default: {tolerance}",
+    )
 
 
 def _add_fairseq(formats: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -51,6 +79,21 @@ def _hf(arguments: argparse.Namespace) -> str:
         tokenizer=arguments.tokenizer,
     )
     return f"{result.parity}{f'; {result.missing}' if result.missing else ''}"
+
+
+def _program(arguments: argparse.Namespace) -> str:
+    from deploy.export.program import export
+
+    parity = export(
+        arguments.checkpoint,
+        arguments.out,
+        arguments.format,
+        source=arguments.source,
+        dtype=arguments.dtype,
+        modality=arguments.modality,
+        tolerance=arguments.tolerance,
+    )
+    return str(parity)
 
 
 def _fairseq(arguments: argparse.Namespace) -> str:

@@ -13,6 +13,7 @@ from data_pipelines.reader import Reader
 from data_pipelines.transforms.audio import audio_bytes, load_audio
 from data_pipelines.transforms.image import image_bytes, load_image
 from data_pipelines.transforms.text import read_tokens, token_bytes
+from deploy.export.data2vec2.modeling import INPUTS
 from model.config import PADDING_ID, AudioConfig, ImageConfig, ModelConfig, TextConfig
 from model.sections import ModalityConfig
 
@@ -35,6 +36,25 @@ class Inputs(NamedTuple):
     """The same for our own model: (B, T) bool over frames or tokens, True for padding."""
     origin: str
     """Where the samples come from, in words."""
+
+    def given(self, modality: str) -> dict[str, Tensor]:
+        """The batch by the names of transformers."""
+        mask = {} if self.attention_mask is None else {"attention_mask": self.attention_mask}
+        return {INPUTS[modality]: self.source, **mask}
+
+    def alone(self) -> "Inputs":
+        """The last and shortest sample without the others, so without padding."""
+        if self.attention_mask is None:
+            return self._replace(source=self.source[-1:])
+        length = int(self.attention_mask[-1].sum())
+        assert self.padding is not None
+        frames = int((~self.padding[-1]).sum())
+        return Inputs(
+            self.source[-1:, :length],
+            self.attention_mask[-1:, :length],
+            self.padding[-1:, :frames],
+            f"{self.origin}; the last of them alone",
+        )
 
 
 def example_inputs(model: ModelConfig, data: DataConfig) -> Inputs:

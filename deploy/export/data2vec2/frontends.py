@@ -32,7 +32,9 @@ class Attention(nn.Module):
         else:  # fused attention would round the bias
             scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
             attended = (scores.float() + bias).softmax(dim=-1).to(value.dtype) @ value
-        return self.output(attended.transpose(1, 2).flatten(2))
+        # without the copy the ONNX exporter fails on lengths that vary: it expects other strides of fused attention
+        joined = attended.transpose(1, 2).clone(memory_format=torch.contiguous_format).flatten(2)
+        return self.output(joined)
 
 
 class Mlp(nn.Module):

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.export.folder import new_folder
+from deploy.export.folder import new_file, new_folder
 from pretrain.errors import RunError
 
 
@@ -42,3 +42,31 @@ def test_occupied_folder_is_refused(tmp_path: Path) -> None:
         with pytest.raises(RunError, match="exists and is not empty"), new_folder(occupied):
             raise AssertionError("must not be entered")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_files_appear_whole(tmp_path: Path) -> None:
+    """With what lies beside them, and readable for others."""
+    out = tmp_path / "deep" / "model.onnx"
+    with new_file(out) as path:
+        path.write_text("graph")
+        path.with_name("model.onnx.data").write_text("weights")
+        path.chmod(0o600)
+        assert not out.exists()
+    assert {one.name: one.read_text() for one in out.parent.iterdir()} == {
+        "model.onnx": "graph",
+        "model.onnx.data": "weights",
+    }
+    assert out.stat().st_mode & 0o777 == 0o644
+
+
+def test_files_vanish_on_error_and_replace_nothing(tmp_path: Path) -> None:
+    (tmp_path / "b.data").write_text("mine")
+    with pytest.raises(KeyError), new_file(tmp_path / "a") as path:
+        path.write_text("content")
+        raise KeyError
+    with pytest.raises(RunError, match=r"b\.data: exists"), new_file(tmp_path / "b") as path:
+        path.write_text("content")
+        path.with_name("b.data").write_text("other")
+    with pytest.raises(RunError, match=r"b\.data: exists"), new_file(tmp_path / "b.data"):
+        raise AssertionError("must not be entered")
+    assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [("b.data", "mine")]

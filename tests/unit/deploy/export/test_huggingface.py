@@ -15,7 +15,8 @@ from deploy.export.data2vec2.modeling import (
     Data2Vec2ForSequenceClassification,
     Data2Vec2Model,
 )
-from deploy.export.huggingface import DTYPES, Model, difference, round_parameters, write_model
+from deploy.export.huggingface import difference, write_model
+from deploy.export.trained import DTYPES, Model
 from deploy.export.transformers_config import transformers_config
 from tests.unit.deploy.export.encoders import (
     CONFIGS,
@@ -47,7 +48,7 @@ def test_reloaded_export_is_equal(tmp_path: Path, name: str, dtype: str) -> None
     """Stored in any precision, the difference in fp32 arithmetic is 0."""
     model, inputs = bare(name), batch(CONFIGS[name])
     (modality,) = CONFIGS[name].modalities
-    round_parameters(model, DTYPES[dtype])
+    model.round(DTYPES[dtype])
     write_model(model, DTYPES[dtype], tmp_path)
     assert difference(model.outputs(inputs), tmp_path, modality, inputs) == 0.0
     assert AutoModel.from_pretrained(tmp_path).dtype == DTYPES[dtype]

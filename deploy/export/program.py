@@ -1,0 +1,83 @@
+"""A checkpoint's encoder as one file that runs without this package, compared with our own model before it appears."""
+
+import importlib
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from deploy.export.folder import new_file
+from deploy.export.format import Format
+from deploy.export.inference import Inference, expected, traced
+from deploy.export.inputs import Inputs
+from deploy.export.trained import DTYPES, Facts, Model, Parity, largest_difference, load
+from pretrain.errors import RunError
+from pretrain.evaluate.encoder import Source
+
+_MODULES = {"onnx": "deploy.export.onnx", "torch": "deploy.export.package"}
+_ROUNDINGS = 2
+"""Another library's half precision may be as far from ours as both are from fp32."""
+
+
+def export(
+    checkpoint: Path,
+    out: Path,
+    format_name: Literal["onnx", "torch"],
+    *,
+    source: Source = "student",
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
+    modality: str | None = None,
+    tolerance: float | None = None,
+) -> Parity:
+    """Write ``out``; nothing appears there unless what it computes, read again, equals our model.
+
+    Args:
+        checkpoint: a run directory or one of its checkpoints, of any layout.
+        out: file, must not exist.
+        format_name: which.
+        source: whose weights.
+        dtype: of the stored weights.
+        modality: which of a model of several.
+        tolerance: largest difference that is let through; None for the format's own.
+    Raises:
+        RunError: if the checkpoint cannot be used, ``out`` exists, or the outputs differ.
+    """
+    with new_file(out) as path:
+        model, facts = load(checkpoint, source, modality)
+        form = importlib.import_module(_MODULES[format_name]).FORMAT
+        arithmetic = DTYPES[form.computes[dtype]]
+        checks = [facts.inputs, facts.inputs.alone()]
+        exact = [expected(model, inputs) for inputs in checks]
+        model.round(DTYPES[dtype])
+        ours = _ours(model, facts, checks, arithmetic)
+        rounding = max(_difference(*pair) for pair in zip(exact, ours, strict=True))
+        _write(form, model, facts, path, dtype)
+        run = form.read(path)
+        theirs = [run(inputs.given(facts.modality)) for inputs in checks]
+        found = max(_difference(*pair) for pair in zip(ours, theirs, strict=True))
+        parity = Parity(found, rounding, checks[-1].origin)
+        allowed = tolerance or max(form.tolerance, 0 if arithmetic == torch.float32 else _ROUNDINGS * rounding)
+        if not found <= allowed:
+            raise RunError(f"{out}: not written: {parity}; more than {allowed:.2g} (--tolerance)")
+    return parity
+
+
+def _write(form: Format, model: Model, facts: Facts, path: Path, dtype: str) -> None:
+    ((modality, side),) = model.encoder.config.modalities.items()
+    network = Inference(model, DTYPES[form.computes[dtype]])
+    form.write(traced(network, facts.inputs, modality, side), path, DTYPES[dtype])
+
+
+@torch.no_grad()
+def _ours(model: Model, facts: Facts, checks: list[Inputs], arithmetic: torch.dtype) -> list[dict[str, Tensor]]:
+    """Outputs of our own model; in half precision of the model that is exported, which is ours in fp32."""
+    if arithmetic == torch.float32:
+        return [expected(model, inputs) for inputs in checks]
+    network = Inference(model, arithmetic)
+    return [network(**inputs.given(facts.modality)) for inputs in checks]
+
+
+def _difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
+    assert ours.keys() == theirs.keys(), (list(ours), list(theirs))
+    return largest_difference([ours[name] for name in ours], [theirs[name] for name in ours])
