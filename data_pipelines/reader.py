@@ -73,6 +73,11 @@ class Reader:
         label = int(index.labels[row])
         return Sample(index.key(row), label if label >= 0 else None, members)
 
+    def key(self, sample: int) -> str:
+        """Key of a sample; its members stay unread."""
+        shard, row = self._locate(sample)
+        return self._indices[shard].key(row)
+
     def describe(self, sample: int) -> str:
         """Shard and key of a sample, for messages."""
         shard, row = self._locate(sample)

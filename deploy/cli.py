@@ -12,6 +12,7 @@ COMMANDS = {
     "launch": ("deploy.launch.command", "start a run on this machine or on others"),
     "plan": ("deploy.plan.command", "layouts of a recipe that fit a cluster: memory, time, DeepSpeed JSON"),
     "eval": ("deploy.evaluate", "k nearest neighbours or linear probe on frozen features"),
+    "embed": ("deploy.embed", "features of images, recordings and texts as a file"),
     "export": ("deploy.export.command", "convert a checkpoint for inference"),
     "import": ("deploy.export.import_command", "turn a checkpoint of fairseq into one of ours"),
     "doctor": ("deploy.doctor.command", "what works on this machine or between these processes, and the fix"),

@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
         arguments.bank,
         arguments.test,
         chosen,
-        device=_device(arguments.device),
+        device=chosen_device(arguments.device),
         source=arguments.source,
         baselines=arguments.baselines,
         batch_size=arguments.batch_size,
@@ -128,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _device(name: str | None) -> "torch.device":
+def chosen_device(name: str | None) -> "torch.device":
     """The device called ``name``, or the machine's accelerator, or the CPU.
 
     Raises:
