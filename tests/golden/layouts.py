@@ -1,6 +1,6 @@
 """``torchrun --nproc-per-node 2 -m tests.golden.layouts DIR``: the goldens through the trainer's own layouts.
 
-Every case under DIR goes once through tensor parallelism and once through a pipeline, each over two processes: the
+Every case under DIR goes through tensor and sequence parallelism and through a pipeline, each over two processes: the
 networks of ``pretrain.build`` under DeepSpeed, megatron-core's linears and schedule, with the reference's weights,
 masks and noise. Rank 0 prints one JSON line per case and layout, as ``tests.golden.check`` does.
 """
