@@ -10,7 +10,10 @@ from typing import Any
 from data_pipelines.tokenizers import gpt2_bpe, sentencepiece_model
 from data_pipelines.tokenizers.base import END, SPECIALS, START, UNKNOWN, Tokenizer
 
-_UNIGRAM = 1
+_UNIGRAM, _BPE = 1, 2
+"""Types of sentencepiece's models."""
+_NORMAL, _USER_DEFINED = 1, 4
+"""Types of its pieces."""
 
 
 def tokenizer_json(tokenizer: Tokenizer, folder: Path) -> dict[str, Any] | str:
@@ -22,7 +25,7 @@ def tokenizer_json(tokenizer: Tokenizer, folder: Path) -> dict[str, Any] | str:
     """
     pieces = [tokenizer.piece(number) for number in range(tokenizer.vocab_size)]
     if sentencepiece_model.FILE_NAME in tokenizer.files:
-        parts = _unigram(pieces, folder / sentencepiece_model.FILE_NAME)
+        parts = _sentencepiece(pieces, folder / sentencepiece_model.FILE_NAME)
     else:
         parts = _byte_level_bpe(pieces, tokenizer.files[gpt2_bpe.MERGES].decode("utf-8"))
     if isinstance(parts, str):
@@ -77,14 +80,30 @@ def _byte_level_bpe(pieces: list[str], merges: str) -> dict[str, Any] | str:
     }
 
 
-def _unigram(pieces: list[str], path: Path) -> dict[str, Any] | str:
+def _sentencepiece(pieces: list[str], path: Path) -> dict[str, Any] | str:
     """A sentencepiece model; its scores are read by transformers."""
     from transformers.convert_slow_tokenizer import SentencePieceExtractor
 
     proto = SentencePieceExtractor(str(path)).proto
-    rules, trainer = proto.normalizer_spec, proto.trainer_spec
-    if trainer.model_type != _UNIGRAM:
-        return "only unigram models of sentencepiece can be written as one"
+    kinds = {_UNIGRAM: _unigram, _BPE: _bpe}
+    if proto.trainer_spec.model_type not in kinds:
+        return "only unigram and BPE models of sentencepiece can be written as one"
+    if any(piece.type == _USER_DEFINED for piece in proto.pieces):
+        return "symbols that users define are matched before all others, which it cannot say"
+    rules = proto.normalizer_spec
+    undo = [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}]
+    if rules.add_dummy_prefix:
+        undo.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    return {
+        "normalizer": {"type": "Sequence", "normalizers": _normalizers(rules)},
+        "pre_tokenizer": None,
+        "decoder": {"type": "Sequence", "decoders": undo},
+        "model": kinds[proto.trainer_spec.model_type](pieces, proto),
+    }
+
+
+def _normalizers(rules: Any) -> list[dict[str, Any]]:
+    """Sentencepiece's treatment of a text before it is cut."""
     steps: list[dict[str, Any]] = []
     if rules.precompiled_charsmap:
         charsmap = base64.b64encode(rules.precompiled_charsmap).decode("ascii")
@@ -94,19 +113,36 @@ def _unigram(pieces: list[str], path: Path) -> dict[str, Any] | str:
         steps.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
     if rules.add_dummy_prefix:
         steps.append({"type": "Prepend", "prepend": " "})
-    steps.append({"type": "Replace", "pattern": {"String": " "}, "content": "▁"})
-    undo = [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}]
-    if rules.add_dummy_prefix:
-        undo.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    return [*steps, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]
+
+
+def _unigram(pieces: list[str], proto: Any) -> dict[str, Any]:
     scores = [piece.score for piece in proto.pieces]
     return {
-        "normalizer": {"type": "Sequence", "normalizers": steps},
-        "pre_tokenizer": None,
-        "decoder": {"type": "Sequence", "decoders": undo},
-        "model": {
-            "type": "Unigram",
-            "unk_id": UNKNOWN,
-            "vocab": list(zip(pieces, scores, strict=True)),
-            "byte_fallback": trainer.byte_fallback,
-        },
+        "type": "Unigram",
+        "unk_id": UNKNOWN,
+        "vocab": list(zip(pieces, scores, strict=True)),
+        "byte_fallback": proto.trainer_spec.byte_fallback,
+    }
+
+
+def _bpe(pieces: list[str], proto: Any) -> dict[str, Any]:
+    """Sentencepiece merges any two neighbours that make a piece, the piece of the highest score first."""
+    normal = {piece.piece: piece.score for piece in proto.pieces if piece.type == _NORMAL}
+    pairs = [
+        (piece[:cut], piece[cut:])
+        for piece in sorted(normal, key=lambda piece: -normal[piece])
+        for cut in range(1, len(piece))
+        if piece[:cut] in normal and piece[cut:] in normal
+    ]
+    return {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": SPECIALS[UNKNOWN],
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": True,
+        "byte_fallback": proto.trainer_spec.byte_fallback,
+        "vocab": {piece: number for number, piece in enumerate(pieces)},
+        "merges": [list(pair) for pair in pairs],
     }

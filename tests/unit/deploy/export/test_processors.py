@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy
 import pytest
+import sentencepiece
 import soundfile
 import torch
 from PIL import Image
@@ -35,6 +36,9 @@ TEXTS = [
     "unseen: 你好 🙂 Ω",
     "12 tabs\t\t",
     "a",
+    " ",
+    "▁under▁score",
+    "\u200bno width\ufeff, ｆｕｌｌ, ﬁne, e\u0301, \u00a0, \u3000, \x00\x01, 🙂🙂",
 ]
 
 
@@ -69,16 +73,30 @@ def test_waveforms(tmp_path: Path) -> None:
     assert (theirs["input_values"][1, 2000:] == 0).all()
 
 
-@pytest.fixture(scope="module", params=["sentencepiece", "gpt2"])
+@pytest.fixture(scope="module", params=["sentencepiece", "bpe", "bpe-unknown", "gpt2"])
 def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     folder = tmp_path_factory.mktemp("tokenizer")
     if request.param == "gpt2":
         write_files(folder, CORPUS)
+    elif request.param.startswith("bpe"):
+        train_bpe(folder / "tokenizer.model", byte_fallback=request.param == "bpe")
     else:
         trained = train_sentencepiece([CORPUS], 400)
         for name, content in trained.files.items():
             (folder / name).write_bytes(content)
     return load_tokenizer(folder)
+
+
+def train_bpe(path: Path, **options: object) -> None:
+    """As others train theirs."""
+    numbers = {"bos_id": 0, "pad_id": 1, "eos_id": 2, "unk_id": 3}
+    kept = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+    rest = {"vocab_size": 400, "model_type": "bpe", "minloglevel": 2, "num_threads": 1}
+    with path.open("wb") as stream:
+        lines = iter(line for line in CORPUS.splitlines() if line)
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=lines, model_writer=stream, **numbers, **kept, **rest, **options
+        )
 
 
 def test_text(tmp_path: Path, tokenizer: Tokenizer) -> None:
