@@ -9,16 +9,19 @@ import sys
 from collections import OrderedDict
 from importlib.metadata import distribution
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
 import torch
 from packaging.requirements import Requirement
 from PIL import Image
+from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import deploy.export.registration  # noqa: F401  the Auto classes need it
+from data_pipelines.tokenizers.load import load_tokenizer
 from deploy.cli import main
 from deploy.export.standalone import FILE_NAME
 from tests.unit.data_pipelines.tokenizers.gpt2 import write_files
@@ -68,31 +71,70 @@ def blocks(language: str) -> list[str]:
 
 
 def test_examples_of_the_document_run_as_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = pretrained(GOLDEN / "text" / "mini")
-    name = "modality_encoders.TEXT.local_encoder.embed_tokens.weight"
-    text["model"] = OrderedDict(text["model"] | {name: torch.randn(1000, 32)})  # room for bytes and merges
-    save(text, tmp_path / "nlp_base.pt")
+    save(with_room(pretrained(GOLDEN / "text" / "mini")), tmp_path / "nlp_base.pt")
     save(pretrained(GOLDEN / "image" / "mini"), tmp_path / "base_imagenet.pt")
     save(ctc(GOLDEN / "audio" / "mini"), tmp_path / "base_libri_960h.pt")
     write_files(tmp_path / "gpt2", DOCUMENT.read_text(encoding="utf-8"), 100)
     Image.new("RGB", (80, 60), (200, 10, 90)).save(tmp_path / "photo.png")
+    (tmp_path / "notes.txt").write_text("one text\nanother, longer text\n")
     monkeypatch.chdir(tmp_path)
     commands = [line for block in blocks("sh") for line in block.splitlines()]
-    assert len(commands) == 8
+    assert len(commands) == 12
     for command in commands:
         program, *arguments = shlex.split(command)
         assert program == "d2v" and main(arguments) == 0, command
-    found = {}
+    found: dict[str, Any] = {}
+    features = []
     for example in blocks("python"):
         assert len(example.splitlines()) <= 10
         exec(compile(example, str(DOCUMENT), "exec"), found)
-    assert found["features"].shape == (1, 32)
+        features.append(found["features"])
+    assert features[0].shape == (1, 32)
+    ours = found["output"].pooler_output.detach()
+    assert (features[-1] - ours).abs().max() < 1e-6
+    assert numpy.abs(found["pooled"] - ours.numpy()).max() < 1e-5
+    embedded = numpy.array(parquet.read_table("features.parquet")["features"].to_pylist())
+    assert numpy.abs(embedded - ours.numpy()).max() < 1e-5
     assert found["frames"].tolist() == [49, 37]
     assert found["output"].last_hidden_state.shape[0] == 2
 
 
+def with_room(checkpoint: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A model of text with a vocabulary of 1,000."""
+    name = f"{prefix}modality_encoders.TEXT.local_encoder.embed_tokens.weight"
+    checkpoint["model"] = OrderedDict(checkpoint["model"] | {name: torch.randn(1000, 32)})
+    return checkpoint
+
+
+def test_pipelines_of_text(tmp_path: Path) -> None:
+    """Features and classes of a text, through the tokenizer of the folder, are those of our own tokenizer's tokens."""
+    from transformers import AutoModel, pipeline
+
+    write_files(tmp_path / "gpt2", DOCUMENT.read_text(encoding="utf-8"), 100)
+    tokenizer = load_tokenizer(tmp_path / "gpt2")
+    tasks = {
+        "feature-extraction": pretrained(GOLDEN / "text" / "mini"),
+        "text-classification": glue(GOLDEN / "text" / "mini"),
+    }
+    results = {}
+    for task, checkpoint in tasks.items():
+        save(with_room(checkpoint, "model." if task == "text-classification" else ""), tmp_path / f"{task}.pt")
+        assert main(["import", "fairseq", str(tmp_path / f"{task}.pt"), str(tmp_path / f"{task}-run")]) == 0
+        out = tmp_path / task
+        assert (
+            main(["export", "hf", str(tmp_path / f"{task}-run"), str(out), "--tokenizer", str(tmp_path / "gpt2")]) == 0
+        )
+        results[task] = pipeline(task, str(out))("naïve  text: 你好", **({"top_k": 3} if "class" in task else {}))
+    ids = torch.tensor([[0, *tokenizer.encode("naïve  text: 你好"), 2]])
+    with torch.no_grad():
+        expected = AutoModel.from_pretrained(tmp_path / "feature-extraction")(input_ids=ids).last_hidden_state
+    assert (torch.tensor(results["feature-extraction"]) - expected).abs().max() < 5e-6
+    scores = {score["label"]: score["score"] for score in results["text-classification"]}
+    assert set(scores) == {"LABEL_0", "LABEL_1", "LABEL_2"} and abs(sum(scores.values()) - 1) < 1e-5
+
+
 def test_pipelines(tmp_path: Path) -> None:
-    """Image, audio and text classification; speech recognition is an example of the document."""
+    """Classification of images and of recordings; speech recognition is an example of the document."""
     from transformers import pipeline
 
     from deploy.export.data2vec2.modeling import Data2Vec2ForAudioClassification
