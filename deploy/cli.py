@@ -11,6 +11,7 @@ COMMANDS = {
     "train": ("pretrain.train", "pretrain a recipe; under deepspeed, torchrun or srun on many processes"),
     "launch": ("deploy.launch.command", "start a run on this machine or on others"),
     "plan": ("deploy.plan.command", "layouts of a recipe that fit a cluster: memory, time, DeepSpeed JSON"),
+    "tune": ("deploy.tune", "measure the planner's best layouts on this machine"),
     "eval": ("deploy.evaluate", "k nearest neighbours or linear probe on frozen features"),
     "embed": ("deploy.embed", "features of images, recordings and texts as a file"),
     "export": ("deploy.export.command", "convert a checkpoint for inference"),

@@ -57,6 +57,20 @@ def read_problem(options: argparse.Namespace, overrides: list[str], user: dict[s
     Raises:
         RunError: if they are wrong.
     """
+    layout = LAYOUTS.get(options.recipe)
+    config, pinned = pinned_json(read_config(options, overrides), read_pinned(overrides), user)
+    if options.cluster is None and layout is None:
+        raise RunError("--cluster: which machines? e.g. 4x8xH200 (4 machines, 8 devices each), 8xA100-80 or 2xcpu")
+    cluster = read_cluster(options.cluster or layout.cluster, read_devices(options.hardware))  # type: ignore[union-attr]
+    return Problem(config, cluster, Engine.of(user), pinned)
+
+
+def read_config(options: argparse.Namespace, overrides: list[str]) -> RunConfig:
+    """The recipe with ``--config``, ``--section.field`` and ``--global-batch`` laid over it.
+
+    Raises:
+        RunError: if one of them is wrong.
+    """
     config = recipe(options.recipe)
     if options.config:
         try:
@@ -64,18 +78,29 @@ def read_problem(options: argparse.Namespace, overrides: list[str], user: dict[s
         except OSError as error:
             raise RunError(f"--config {options.config}: {error.strerror}") from error
         config = from_yaml(text, str(options.config), config)
-    if options.global_batch:
-        overrides = [*overrides, f"--training.global-batch-size={options.global_batch}"]
-    config = with_overrides(config, overrides)
-    layout = LAYOUTS.get(options.recipe)
-    if options.cluster is None and layout is None:
-        raise RunError(
-            "--cluster: which machines? such as 4x8xH200 (4 machines with 8 devices each), 8xA100-80 or 2xcpu"
-        )
-    cluster = read_cluster(options.cluster or layout.cluster, read_devices(options.hardware))  # type: ignore[union-attr]
+    batch = [f"--training.global-batch-size={options.global_batch}"] if options.global_batch else []
+    return with_overrides(config, [*overrides, *batch])
+
+
+def read_pinned(overrides: list[str]) -> frozenset[str]:
+    """Fields of ``parallel`` that the arguments set."""
     names = [flag[2:].partition("=")[0].replace("-", "_") for flag in overrides if flag.startswith("--parallel.")]
-    pinned = frozenset(name.removeprefix("parallel.") for name in names)
-    return Problem(config, cluster, Engine.of(user), pinned)
+    return frozenset(name.removeprefix("parallel.") for name in names)
+
+
+def pinned_json(config: RunConfig, pinned: frozenset[str], user: dict[str, Any]) -> tuple[RunConfig, frozenset[str]]:
+    """What a user's DeepSpeed JSON decides of the layout, unless an argument does: its stage, and its offloading."""
+    section = user.get("zero_optimization", {})
+    found = {}
+    if isinstance(section.get("stage"), int):
+        found["zero_stage"] = section["stage"]
+    if section.get("offload_optimizer", {}).get("device") == "cpu":
+        found["offload"] = "optimizer"
+    found = {name: value for name, value in found.items() if name not in pinned}
+    if not found:
+        return config, pinned
+    arguments = [f"--parallel.{name.replace('_', '-')}={value}" for name, value in found.items()]
+    return with_overrides(config, arguments), pinned | found.keys()
 
 
 def flags(plan: Plan) -> list[str]:

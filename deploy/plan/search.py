@@ -17,6 +17,7 @@ from deploy.plan.throughput import StepSeconds, step_seconds
 from model.accounting import train_flops_per_sample
 from pretrain.config import RunConfig
 from pretrain.errors import RunError
+from pretrain.parallel.deepspeed_config import deepspeed_config
 from pretrain.parallel.grid import Grid, make_grid
 from pretrain.sections import ParallelSection
 from pretrain.work import stages_of_run
@@ -255,8 +256,9 @@ def _microbatch_sizes(config: RunConfig, grid: Grid) -> list[int | None]:
     """What divides a rank's share; a recipe whose modalities have sizes of their own keeps those.
 
     Raises:
-        RunError: if the batch does not divide.
+        RunError: if the batch does not divide, or DeepSpeed cannot do the layout.
     """
+    deepspeed_config(config.optim, config.precision, config.parallel, microbatch_size=1, dp_size=grid.dp_size)
     free = dataclasses.replace(config, training=dataclasses.replace(config.training, microbatch_size=None))
     shares = [size * number for size, number in (free.microbatches(name, grid.dp_size) for name in config.data.sources)]
     if len(shares) > 1:

@@ -40,8 +40,14 @@ def deepspeed_config(
     sees one microbatch per step; the trainer divides the loss by the global count itself.
 
     Raises:
-        RunError: if the user's JSON contradicts a key that the configuration owns; names both values.
+        RunError: if the user's JSON contradicts a key that the configuration owns, naming both values; if no engine
+            can do what the sections say together.
     """
+    if precision.dtype == "bf16" and parallel.zero_stage == 0 and parallel.tp_size > 1:
+        raise RunError(
+            f"parallel.zero_stage: 0 does not go with tp_size {parallel.tp_size} in bf16: its weights stay fp32 under "
+            "autocast, in which megatron's linears do not take part; the nearest stage that does is 1"
+        )
     bf16_weights = precision.dtype == "bf16" and parallel.zero_stage > 0
     generated: dict[str, Any] = {
         "train_batch_size": microbatch_size * dp_size,

@@ -51,6 +51,14 @@ def test_offload_needs_sharded_state() -> None:
         ParallelSection(zero_stage=0, offload="optimizer")
 
 
+def test_tensor_parallelism_in_bf16_needs_sharded_state() -> None:
+    """At stage 0 megatron's linears would meet activations that autocast has rounded, and fail."""
+    optim, cut = OptimSection(), ParallelSection(zero_stage=0, tp_size=2)
+    with pytest.raises(RunError, match=r"parallel.zero_stage: 0 does not go with tp_size 2 in bf16.*nearest .* is 1"):
+        deepspeed_config(optim, PrecisionSection(dtype="bf16"), cut, microbatch_size=1, dp_size=1)
+    assert deepspeed_config(optim, PrecisionSection(dtype="fp32"), cut, microbatch_size=1, dp_size=1)
+
+
 @pytest.mark.parametrize(
     ("stage", "teacher", "gathers"),
     [(1, "auto", False), (3, "auto", True), (3, "resident", False), (0, "gathered", True)],

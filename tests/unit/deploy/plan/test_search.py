@@ -11,6 +11,7 @@ from deploy.plan.hardware import DEVICES, Cluster, read_cluster
 from deploy.plan.search import Plan, Problem, Search, plan_of, search
 from pretrain.config import with_overrides
 from pretrain.errors import RunError
+from pretrain.parallel.deepspeed_config import deepspeed_config
 from pretrain.parallel.grid import make_grid
 from pretrain.recipes.registry import recipe
 
@@ -73,6 +74,7 @@ def test_every_refusal_is_one(searches: list[Search]) -> None:
             assert refusal.reason.startswith(FIELDS) and len(refusal.reason) > 40
             with pytest.raises(RunError) as caught:
                 grid = make_grid(refusal.section, config.model, size)
+                deepspeed_config(config.optim, config.precision, refusal.section, microbatch_size=1, dp_size=1)
                 for name in config.model.modalities:
                     config.microbatches(name, grid.dp_size)
             assert str(caught.value) == refusal.reason
