@@ -110,6 +110,7 @@ def flags(plan: Plan) -> list[str]:
         f"--parallel.tp-size={section.tp_size}",
         f"--parallel.pp-size={section.pp_size}",
         f"--parallel.zero-stage={section.zero_stage}",
+        f"--parallel.sequence-parallel={str(section.sequence_parallel).lower()}",
         f"--parallel.teacher={section.teacher}",
         f"--parallel.offload={section.offload}",
         f"--parallel.recompute={str(section.recompute).lower()}",

@@ -47,13 +47,25 @@ class Network:
         """The microbatch's modality."""
         return self.config.model.modalities[one.modality]
 
+    def rows(self, one: Microbatch) -> float:
+        """N of frontends and decoders, whose rows tensor-parallel ranks share."""
+        return max(1.0, one.rows / self.grid.tp_size)
+
     def hidden(self, one: Microbatch) -> float:
-        """The student's hidden state (N, V, D)."""
+        """The student's hidden state (N, V, D) between linears."""
+        return self.whole_hidden(one) * (self.cut if self.config.parallel.sequence_parallel else 1)
+
+    def whole_hidden(self, one: Microbatch) -> float:
+        """The same of all rows."""
         return self.element * one.rows * (one.extra + one.kept) * self.dim
 
+    def hidden_at_ends(self, one: Microbatch) -> float:
+        """The same of the rows of frontends and decoders."""
+        return self.element * self.rows(one) * (one.extra + one.kept) * self.dim
+
     def full(self, one: Microbatch, width: float | None = None) -> float:
-        """Whole sequences of all views (N, T, width)."""
-        return self.element * one.rows * one.tokens * (self.dim if width is None else width)
+        """Whole sequences of the views that frontends and decoders see here (N, T, width)."""
+        return self.element * self.rows(one) * one.tokens * (self.dim if width is None else width)
 
 
 @dataclass(frozen=True)
@@ -93,15 +105,16 @@ def block(network: Network, one: Microbatch) -> float:
     """Kept by one of the student's blocks: inputs of its linears, norms and GELU, its attention, its dropouts."""
     encoder, hidden = network.config.model.encoder, network.hidden(one)
     inner = 2 * encoder.mlp_ratio * network.cut
-    of_hidden_units = (1 + encoder.mlp_ratio * network.cut) * (encoder.activation_dropout > 0)
-    masks = (encoder.dropout > 0) + (encoder.post_mlp_dropout > 0) + of_hidden_units
-    whole = hidden * (4 + inner + masks * network.mask_element / network.element)
-    return whole + attention(network, one)
+    masks = (encoder.dropout > 0) + (encoder.post_mlp_dropout > 0) + (encoder.activation_dropout > 0)
+    inner_masks = encoder.mlp_ratio * network.cut * (encoder.activation_dropout > 0)
+    of_mask = network.mask_element / network.element
+    split = hidden * (4 + masks * of_mask)
+    return split + network.whole_hidden(one) * (inner + inner_masks * of_mask) + attention(network, one)
 
 
 def attention(network: Network, one: Microbatch) -> float:
     """Kept between the two projections of a block, the input of the second included (``model.attention.attend``)."""
-    encoder, side, hidden = network.config.model.encoder, network.side(one), network.hidden(one) * network.cut
+    encoder, side, hidden = network.config.model.encoder, network.side(one), network.whole_hidden(one) * network.cut
     dropout, tokens = encoder.attention_dropout > 0, one.extra + one.kept
     pairs = one.rows * encoder.num_heads * network.cut * tokens**2
     if network.element < _FLOAT_BYTES and (network.on_cpu or side.alibi is not None):
@@ -119,19 +132,19 @@ def frontend(network: Network, one: Microbatch) -> float:
     kept = one.rows * (_INDEX_BYTES * (one.kept + one.tokens) + one.tokens)
     kept += network.full(one)  # gather keeps what it takes the visible tokens from
     if side.prenet_dropout > 0:
-        kept += network.hidden(one) * network.mask_element / network.element
+        kept += network.hidden_at_ends(one) * network.mask_element / network.element
     if encoder.input_dropout > 0:
         kept += network.hidden(one) * network.mask_element / network.element
     if side.alibi is not None:  # distances, and the bias that all blocks read
         kept += 2 * _FLOAT_BYTES * one.rows * encoder.num_heads * network.cut * one.kept**2
     if isinstance(side, ImageConfig):
-        kept += network.hidden(one) + network.element * one.samples * side.in_channels * side.image_size**2
+        kept += network.hidden_at_ends(one) + network.element * one.samples * side.in_channels * side.image_size**2
     elif isinstance(side, AudioConfig):
-        kept += network.hidden(one) + _convolutions(network, one, side)
+        kept += network.hidden_at_ends(one) + network.cut * _convolutions(network, one, side)
         kept += (1 + 3 * side.positions_depth) * network.full(one)
     elif isinstance(side, TextConfig):
         kept += (1 + (side.dropout > 0)) * network.element * one.samples * one.tokens * network.dim
-        kept += network.hidden(one) * (side.prenet_depth > 0)
+        kept += network.hidden_at_ends(one) * (side.prenet_depth > 0)
     return kept
 
 
@@ -152,18 +165,18 @@ def decoder(network: Network, one: Microbatch) -> float:
     convolved = sum(before + 2 * after for before, after in itertools.pairwise(widths))
     projected = section.dim + 2 * int(section.dim * section.projection_ratio) * (section.projection_layers - 1)
     gathered = 2 * network.dim  # what the two gathers, before and after it, take from
-    dropped = network.hidden(one) * network.mask_element / network.element * (section.input_dropout > 0)
-    return network.full(one, convolved + projected + gathered) + dropped + _INDEX_BYTES * one.rows * one.tokens
+    dropped = network.hidden_at_ends(one) * network.mask_element / network.element * (section.input_dropout > 0)
+    return network.full(one, convolved + projected + gathered) + dropped + _INDEX_BYTES * network.rows(one) * one.tokens
 
 
 def loss(network: Network, one: Microbatch) -> float:
     """Held at the beginning of the backward pass: targets, both sides of the loss in fp32, and the first gradients."""
-    at_removed = one.rows * one.removed * network.dim
+    at_removed = network.rows(one) * one.removed * network.dim
     predictions = network.element * at_removed * (network.element < _FLOAT_BYTES)  # in fp32 the losses share them
     terms = 1 + (network.side(one).loss.reconstruction_weight > 0)
     both = 2 * _FLOAT_BYTES * at_removed * terms + predictions
     gradients = _FLOAT_BYTES * at_removed + network.full(one)
-    return target(network, one) + both + gradients + network.hidden(one)
+    return target(network, one) + both + gradients + network.hidden_at_ends(one)
 
 
 def teacher(network: Network, one: Microbatch) -> float:
@@ -180,7 +193,8 @@ def teacher(network: Network, one: Microbatch) -> float:
     attending = hidden * (1 + 5 * network.cut) + pairs * weights
     thinking = hidden * (2 + 2 * encoder.mlp_ratio * network.cut)
     averaging = 2 * hidden + 3 * target(network, one)
-    given = network.hidden(one) + network.element * network.dim * (one.rows * one.removed + one.samples * one.tokens)
+    predicted = network.rows(one) * one.removed + one.samples * one.tokens
+    given = network.hidden_at_ends(one) + network.element * network.dim * predicted
     return max(attending, thinking, averaging) + pairs * bias + target(network, one) + given
 
 

@@ -20,11 +20,11 @@ from pretrain.errors import RunError
 from pretrain.parallel.deepspeed_config import deepspeed_config
 from pretrain.parallel.grid import Grid, make_grid
 from pretrain.sections import ParallelSection
-from pretrain.work import stages_of_run
+from pretrain.work import check_rows, stages_of_run
 
 ZERO_STAGES: tuple[Literal[0, 1, 2, 3], ...] = (0, 1, 2, 3)
 DEGREES = ("tp_size", "pp_size", "zero_stage")
-SAVINGS = ("teacher", "offload", "recompute")
+SAVINGS = ("teacher", "offload", "recompute", "sequence_parallel")
 Each = list[tuple[Microbatch, Parts]]
 """Every modality's microbatch, and what it takes."""
 State = tuple[StateBytes, StateBytes]
@@ -93,6 +93,8 @@ class Refusal:
 
     section: ParallelSection
     reason: str
+    microbatch_size: int | None = None
+    """Given where it matters."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,7 @@ def plan_of(problem: Problem) -> Plan:
     """
     config, cluster = problem.config, problem.cluster
     grid = make_grid(config.parallel, config.model, cluster.size)
+    check_rows(config, grid)
     return _plan(problem, config, grid, _states(problem, config, grid), _each(config, grid, cluster))
 
 
@@ -164,7 +167,13 @@ def _sections(problem: Problem, refusals: list[Refusal]) -> Iterator[ParallelSec
         if tp_size * pp_size > cluster.size:
             continue
         plain = dataclasses.replace(
-            config.parallel, tp_size=tp_size, pp_size=pp_size, teacher="resident", offload="none", recompute=False
+            config.parallel,
+            tp_size=tp_size,
+            pp_size=pp_size,
+            sequence_parallel=False,
+            teacher="resident",
+            offload="none",
+            recompute=False,
         )
         for zero_stage in ZERO_STAGES:
             section = dataclasses.replace(plain, zero_stage=zero_stage)
@@ -189,43 +198,61 @@ def _plans(problem: Problem, section: ParallelSection, refusals: list[Refusal]) 
         return
     states: dict[ParallelSection, list[State]] = {}
     for size in sizes:
-        known: list[Each] = []
+        known: dict[bool, Each] = {}
         for options in _savings(problem, section):
-            plans = [_of(problem, grid, one, size, states, known) for one in options]
+            runs = [_with(config, one, size) for one in options]
+            plans = [_of(problem, run, grid, states, known) for run in runs if _splits(run, grid, refusals)]
             yield from plans
             if any(plan.spare_bytes >= 0 for plan in plans):
                 break
 
 
 def _savings(problem: Problem, section: ParallelSection) -> Iterator[list[ParallelSection]]:
-    """The layout as it is; then with recomputation or a gathered teacher; then with the optimizer on the host."""
+    """The layout as it is, where the model is cut by tensors with split rows too, which costs hardly anything; then
+    with recomputation or a gathered teacher; then with the optimizer on the host.
+    """
     replace = dataclasses.replace
-    saving = [replace(section, recompute=True), replace(section, teacher="gathered")]
-    saving.append(replace(section, recompute=True, teacher="gathered"))
-    away = [replace(one, offload="optimizer") for one in [section, *saving]] if section.zero_stage > 0 else []
+    plain = [section]
+    if section.tp_size > 1:
+        plain.append(replace(section, sequence_parallel=True))
+    saving = [replace(one, recompute=True) for one in plain]
+    saving += [replace(one, teacher="gathered") for one in [*plain, *saving]]
+    away = [replace(one, offload="optimizer") for one in [*plain, *saving]] if section.zero_stage > 0 else []
     if problem.pinned.intersection(SAVINGS):
-        yield [one for one in [section, *saving, *away] if problem.allows(one, SAVINGS)]
+        yield [one for one in [*plain, *saving, *away] if problem.allows(one, SAVINGS)]
     else:
-        yield from ([section], saving, away)
+        yield from (plain, saving, away)
+
+
+def _with(config: RunConfig, section: ParallelSection, size: int | None) -> RunConfig:
+    training = dataclasses.replace(config.training, microbatch_size=size)
+    return dataclasses.replace(config, parallel=section, training=training)
+
+
+def _splits(run: RunConfig, grid: Grid, refusals: list[Refusal]) -> bool:
+    """Whether the rows of every microbatch can be split, if they have to be."""
+    try:
+        check_rows(run, grid)
+    except RunError as error:
+        refusals.append(Refusal(run.parallel, str(error), run.training.microbatch_size))
+        return False
+    return True
 
 
 def _of(
     problem: Problem,
+    run: RunConfig,
     grid: Grid,
-    section: ParallelSection,
-    size: int | None,
     states: dict[ParallelSection, list[State]],
-    known: list[Each],
+    known: dict[bool, Each],
 ) -> Plan:
-    """One plan; ``states`` by section and ``known`` of this microbatch spare what was computed before."""
-    training = dataclasses.replace(problem.config.training, microbatch_size=size)
-    run = dataclasses.replace(problem.config, parallel=section, training=training)
-    key = dataclasses.replace(section, recompute=False)
+    """One plan; ``states`` by section, and of this microbatch ``known``, spare what was computed before."""
+    key, splits = dataclasses.replace(run.parallel, recompute=False), run.parallel.sequence_parallel
     if key not in states:
         states[key] = _states(problem, run, grid)
-    if not known:
-        known.append(_each(run, grid, problem.cluster))
-    return _plan(problem, run, grid, states[key], known[0])
+    if splits not in known:
+        known[splits] = _each(run, grid, problem.cluster)
+    return _plan(problem, run, grid, states[key], known[splits])
 
 
 def _each(config: RunConfig, grid: Grid, cluster: Cluster) -> Each:

@@ -97,6 +97,7 @@ def describe(plan: Plan) -> str:
 def _savings(plan: Plan) -> list[str]:
     section = plan.config.parallel
     options = {
+        "sequence parallel": section.sequence_parallel,
         "recompute": section.recompute,
         "gathered teacher": section.gathers_teacher,
         "offload": section.offload != "none",

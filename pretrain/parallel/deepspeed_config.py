@@ -43,10 +43,16 @@ def deepspeed_config(
         RunError: if the user's JSON contradicts a key that the configuration owns, naming both values; if no engine
             can do what the sections say together.
     """
-    if precision.dtype == "bf16" and parallel.zero_stage == 0 and parallel.tp_size > 1:
+    if (
+        precision.dtype == "bf16"
+        and parallel.zero_stage == 0
+        and parallel.tp_size > 1
+        and not parallel.sequence_parallel
+    ):
         raise RunError(
             f"parallel.zero_stage: 0 does not go with tp_size {parallel.tp_size} in bf16: its weights stay fp32 under "
-            "autocast, in which megatron's linears do not take part; the nearest stage that does is 1"
+            "autocast, in which megatron's linears do not take part; the nearest stage that does is 1 "
+            "(or set sequence_parallel)"
         )
     bf16_weights = precision.dtype == "bf16" and parallel.zero_stage > 0
     generated: dict[str, Any] = {

@@ -14,6 +14,7 @@ from pretrain.errors import RunError
 from pretrain.parallel.deepspeed_config import deepspeed_config
 from pretrain.parallel.grid import make_grid
 from pretrain.recipes.registry import recipe
+from pretrain.work import check_rows
 
 CASES = [
     ("image-tiny", "2xcpu", 0),
@@ -51,6 +52,7 @@ def test_every_plan_is_legal(searches: list[Search]) -> None:
         for plan in itertools.chain(found.plans, found.too_large):
             config = plan.config
             assert make_grid(config.parallel, config.model, plan.cluster.size) == plan.grid
+            check_rows(config, plan.grid)
             settings = deepspeed_json(plan, {})
             assert settings["zero_optimization"]["stage"] == config.parallel.zero_stage
             for name in config.model.modalities:
@@ -77,6 +79,8 @@ def test_every_refusal_is_one(searches: list[Search]) -> None:
                 deepspeed_config(config.optim, config.precision, refusal.section, microbatch_size=1, dp_size=1)
                 for name in config.model.modalities:
                     config.microbatches(name, grid.dp_size)
+                training = dataclasses.replace(config.training, microbatch_size=refusal.microbatch_size)
+                check_rows(dataclasses.replace(config, parallel=refusal.section, training=training), grid)
             assert str(caught.value) == refusal.reason
 
 
@@ -121,6 +125,10 @@ WHOLE = ["--training.microbatch-size=4", "--parallel.recompute=false"]
         (state, [[*CUT, f"--parallel.pp-size={size}"] for size in (1, 2, 4, 8)]),
         (activations, [[f"--training.microbatch-size={size}"] for size in (8, 4, 2, 1)]),
         (activations, [["--parallel.recompute=false"], ["--parallel.recompute=true"]]),
+        (
+            activations,
+            [[*CUT, "--parallel.tp-size=4", f"--parallel.sequence-parallel={on}"] for on in ("false", "true")],
+        ),
         (state, [["--parallel.teacher=resident"], ["--parallel.teacher=gathered"]]),
         (state, [["--parallel.offload=none"], ["--parallel.offload=optimizer"]]),
     ],
