@@ -5,6 +5,7 @@ the bubble of a pipeline. What can hide behind something else counts only as far
 """
 
 import functools
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
@@ -175,7 +176,8 @@ class Links:
         speed, wait = device.link_gb_per_s * 1e9, device.link_wait
         if inside < size:  # a ring passes through every machine with as many network ports as it has ranks there
             ports = device.network_gbit_per_s / 8 * 1e9 * (1 if one.group == "pp" else inside)
-            speed, wait = min(speed, ports), device.network_wait
+            depth = 1 if one.group == "pp" else math.log2(2 * size / inside)  # of a tree of machines
+            speed, wait = min(speed, ports), device.network_wait * depth
         return one.wire_bytes(size) / (speed * device.link_share) + one.count * wait
 
     def _ranks_of_a_machine(self, group: str) -> int:

@@ -11,6 +11,7 @@ from model.accounting import num_parameters, tokens_of, train_flops_per_sample
 from model.config import ModelConfig
 from model.data2vec import Data2Vec
 from model.losses import objective
+from model.masking import split_views
 from model.sections import AlibiConfig, LossConfig
 from pretrain.recipes.registry import recipe
 from tests.unit.model.inputs import LENGTHS, MODALITIES, initialized, inputs, tiny
@@ -132,3 +133,45 @@ def test_flops_of_a_text_prenet_count_the_teachers_context() -> None:
     attention = 4 * squares * encoder.dim * (1 + encoder.depth)
     counted = train_flops_per_sample(config, "text", num_tokens)
     assert measured_flops(config, "text") + attention == pytest.approx(counted, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "length"),
+    [
+        ("image-tiny", 28),
+        ("audio-tiny", 24_000),
+        ("text-tiny", 64),
+        ("image-base", 224),
+        ("audio-base", 320_000),
+        ("text-base", 512),
+        ("image-huge14", 224),
+        ("image-7b", 224),
+    ],
+)
+def test_recipes_take_what_torch_counts(name: str, length: int) -> None:
+    """Forward and backward pass of whole recipes without storage, where torch counts attention, too. Convolutions have
+    one group, and the length is the longest that the recipe reads.
+    """
+    config = recipe(name).model
+    ((modality, side),) = config.modalities.items()
+    changes: dict[str, Any] = {"decoder": dataclasses.replace(side.decoder, groups=1)}
+    if modality == "audio":
+        changes |= {"positions_groups": 1, "alibi": FIXED}
+    config = dataclasses.replace(config, **{modality: dataclasses.replace(side, **changes)})
+    num_tokens = tokens_of(side, length)
+    num_removed = side.mask.num_removed(num_tokens)
+    with torch.device("meta"):
+        student, teacher = Data2Vec(config), Data2Vec(config, role="teacher").eval()
+        views = split_views(torch.empty(1, side.num_views, num_tokens, dtype=torch.bool), num_tokens - num_removed)
+        noise = torch.empty(side.num_views, num_removed, config.encoder.dim)
+        if config.image is not None:
+            source = torch.empty(1, config.image.in_channels, length, length, requires_grad=True)
+        else:
+            source = torch.empty(1, length, dtype=torch.long if modality == "text" else None)
+            source.requires_grad_(modality == "audio")
+    with FlopCounterMode(display=False) as counter:
+        out = student(source, views, noise, modality=modality)
+        goal = teacher.targets(source.detach(), out, modality=modality)
+        terms = objective(config.modalities[modality], out, goal.targets, source)
+        sum(term.sum for term in terms.values()).backward()  # type: ignore[union-attr]
+    assert counter.get_total_flops() == pytest.approx(train_flops_per_sample(config, modality, length), rel=1e-6)
