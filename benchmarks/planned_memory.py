@@ -2,8 +2,8 @@
 planner expects beside bytes of tensors that are alive, on the rank that holds most; one JSON line per case.
 
 Every case is a recipe and its fields. Student (weights), optimizer (fp32 weights and moments), teacher (fp32 shard and
-compute weights) are counted by storage; activations as the most that is alive at once beside all that was there, in
-the second of two steps without an update.
+compute weights) are counted by storage; activations, with buckets and weights that come for a layer at a time, as the
+most that is alive at once beside all that was there, in the second of two steps without an update.
 """
 
 import gc
@@ -17,7 +17,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from benchmarks.step_time import make_source
 from data_pipelines.batches.base import Batch, kept_per_view
 from deploy.plan.activations import activation_bytes
 from deploy.plan.memory import state_bytes
@@ -35,6 +34,7 @@ from pretrain.parallel.zero import StudentEngine, join_processes, leave_processe
 from pretrain.recipes.registry import recipe
 from pretrain.task import Data2VecTask
 from tests.distributed.allocations import Allocations
+from tests.unit.deploy.plan.live import make_source
 
 PARTS = ("student", "optimizer", "teacher", "activations")
 
@@ -86,8 +86,8 @@ def measure(config: RunConfig, grid: Grid, device: torch.device) -> dict[str, in
 
 def held(engine: StudentEngine, teacher: ShardedTeacher) -> dict[str, int]:
     """Bytes of state, storage by storage."""
-    weights = [getattr(p, "ds_tensor", p) if p.numel() == 0 else p for p in engine.module.parameters()]
-    student = storages(weights)
+    weights = list(engine.module.parameters())
+    student = storages([*weights, *(p.ds_tensor for p in weights if hasattr(p, "ds_tensor"))])
     states = [value for of_one in engine._adam.state.values() for value in of_one.values()]
     moments = [value for value in states if isinstance(value, Tensor) and value.numel() > 1]
     optimizer = storages([*engine._handles.partitions, *moments])
@@ -109,7 +109,7 @@ def make_batch(config: RunConfig, modality: str, num_samples: int, length: int) 
     return Batch(
         modality=modality,
         position=0,
-        source=make_source(config.model, modality, length, num_samples),
+        source=make_source(config, length, num_samples),
         mask=mask,
         num_kept=kept_per_view(mask),
         padding=None,
@@ -123,11 +123,13 @@ def report(case: str, config: RunConfig, grid: Grid, everyone: list[dict[str, in
     fullest = max(range(len(everyone)), key=lambda rank: sum(everyone[rank].values()))
     stage = grid.pp_rank(fullest)
     state, activations = state_bytes(config, grid, stage), activation_bytes(config, grid, on_cpu=True)[stage]
+    gathers = config.parallel.gathers_teacher
+    coming = state.gathered_weights + (state.teacher_weights if gathers else 0)  # there for some layers at a time
     planned = {
         "student": state.weights,
         "optimizer": state.optimizer,
-        "teacher": state.teacher_shard + state.teacher_weights,
-        "activations": activations.peak,
+        "teacher": state.teacher_shard + (0 if gathers else state.teacher_weights),
+        "activations": activations.peak + coming + state.buffers,
     }
     measured = everyone[fullest]
     return {
