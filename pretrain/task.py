@@ -141,7 +141,7 @@ class Data2VecTask:
                 that both are the same for every layout. Dropout is keyed by the microbatch, and so the same for
                 layouts that cut the same microbatches.
         """
-        noise_seeds = [stream_key(self._seed, _NOISE, position, int(sample)) for sample in batch.sample]
+        noise_seeds = [stream_key(self._seed, _NOISE, position, sample) for sample in batch.sample.tolist()]
         key = stream_key(self._seed, _DROPOUT, batch.position)
         skipped = self._skipped(batch.modality, position)
         batch = batch.to(self._device, non_blocking=True)

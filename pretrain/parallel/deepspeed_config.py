@@ -70,6 +70,8 @@ def deepspeed_config(
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": bf16_weights},
         "steps_per_print": None,
+        # It measures a throughput that nothing shows, and waits for the device twice a step to do so.
+        "timers": {"throughput": {"enabled": False}},
     }
     if bf16_weights:
         generated["data_types"] = {"grad_accum_dtype": "fp32"}

@@ -107,6 +107,7 @@ class StudentEngine:
     Attributes:
         groups: layout of every optimizer group.
         fragments: what this rank owns, as live views; written in place when a run is resumed.
+        adam_step: updates that the optimizer has made; counted here, because its own count may be on the device.
     """
 
     def __init__(
@@ -143,6 +144,7 @@ class StudentEngine:
                 mpu=_ModelParallelUnit(groups) if groups.dp_size < groups.world_size else None,
             )
         self._adam = optimizer
+        self.adam_step = 0
         stage = int(config["zero_optimization"]["stage"])
         self._handles: Handles
         if stage == 0:
@@ -200,6 +202,9 @@ class StudentEngine:
     def step(self, *, lr: float, eps: float) -> bool:
         """Reduce and clip the gradients and update the weights.
 
+        The host waits for the device here, and nowhere else in a step that is not logged: DeepSpeed reads the norm
+        of the gradients before it decides whether to step. What it decided costs no further wait.
+
         Returns:
             False if the gradient norm was not finite on any rank: then nothing has changed.
         """
@@ -207,16 +212,13 @@ class StudentEngine:
             group["lr"], group["eps"] = lr, eps
         self._engine.step()
         self._handles.clear_gradients()
-        return bool(self._engine.was_step_applied())
+        applied = bool(self._engine.was_step_applied())
+        self.adam_step += applied
+        return applied
 
     def gradient_norm(self) -> float:
         """Global norm of the last step's gradient before clipping."""
         return float(self._engine.get_global_grad_norm())
-
-    @property
-    def adam_step(self) -> int:
-        """Updates that the optimizer has made."""
-        return int(self._adam.state[self._handles.partitions[0]]["step"].item())
 
     def whole_fragments(self) -> list[Fragment]:
         """All that has to be written when a run is resumed: at stage 0 every parameter, else ``fragments``."""
@@ -226,4 +228,5 @@ class StudentEngine:
         """Make the student follow ``whole_fragments`` after they were written, and count ``adam_step`` updates."""
         for partition in self._handles.partitions:
             self._adam.state[partition]["step"].fill_(adam_step)
+        self.adam_step = adam_step
         self._handles.publish()
