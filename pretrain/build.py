@@ -17,7 +17,9 @@ from pretrain.accumulation import Schedule, SequentialSchedule
 from pretrain.checkpoint.manifest import Manifest
 from pretrain.checkpoint.progress import check_continues
 from pretrain.checkpoint.state import TrainState, choose, restore, save
+from pretrain.compilation import compile_blocks
 from pretrain.config import RunConfig, write_yaml
+from pretrain.description import describe
 from pretrain.environment import Processes
 from pretrain.errors import RunError
 from pretrain.masking import masking_of
@@ -78,26 +80,12 @@ def build_trainer(
         RunError, DataError, ConfigError: for whatever cannot work, before any weight is allocated.
     """
     grid, ds_config = lay_out(config, processes.world_size, user_deepspeed)
-    check_vocabulary(config)
-    check_scales(config)
     start = dict.fromkeys(config.model.modalities, 0)
-    build_mixture(config, grid, processes.rank, start).close()  # unusable shards are found before weights are allocated
-    device, backend = choose_device(processes)
-    join_processes(processes, backend)
-    groups = make_groups(grid, config.parallel.timeout_seconds)
-    watch = Watch(groups.place, config.parallel.timeout_seconds)
-    checkpoint, refused = choose(run_dir, groups)
-    if resume == "never" and (checkpoint or refused):
-        raise RunError(f"{run_dir} already holds checkpoints; choose another --run-dir, or --resume auto")
-    run_ids = {}
-    if checkpoint:
-        check_continues(config, checkpoint)
-        run_ids = dict(Manifest.read(checkpoint).run_ids)
+    _check(config, grid, processes.rank, start)
+    device, groups, watch = _join(config, grid, processes)
+    checkpoint, refused, run_ids = _found(config, run_dir, groups, resume)
     if processes.rank == 0:
-        write_yaml(config, run_dir / "config.yaml")
-        with replacing(run_dir / "deepspeed.json") as stream:
-            stream.write(json.dumps(ds_config, indent=2).encode() + b"\n")
-
+        _write_configuration(config, ds_config, run_dir)
     with watch.phase("building the networks"):
         engine, teacher = build_networks(config, ds_config, groups, device)
     state = restore(checkpoint, engine, teacher) if checkpoint else TrainState(positions=start)
@@ -111,27 +99,13 @@ def build_trainer(
     )
     for reason in refused:
         log.event(state.step, "alarm", reason)
-    log.event(state.step, "resume" if checkpoint else "start", _describe(config, groups, device, checkpoint))
-    task = Data2VecTask(
-        config.model,
-        engine,
-        teacher,
-        device=device,
-        dtype=DTYPES[config.precision.dtype],
-        seed=config.training.seed,
-    )
+    log.event(state.step, "resume" if checkpoint else "start", describe(config, groups, device, checkpoint))
+    dtype = DTYPES[config.precision.dtype]
+    task = Data2VecTask(config.model, engine, teacher, device=device, dtype=dtype, seed=config.training.seed)
     return Trainer(
-        sections=Sections(
-            optim=config.optim,
-            schedule=config.schedule,
-            ema=config.ema,
-            training=config.training,
-            checkpoint=config.checkpoint,
-            health=config.health,
-            logging=config.logging,
-        ),
+        sections=_sections(config),
         task=task,
-        schedule=make_schedule(task, engine, teacher, groups, device, DTYPES[config.precision.dtype], watch),
+        schedule=make_schedule(task, engine, teacher, groups, device, dtype, watch),
         engine=engine,
         teacher=teacher,
         mixture=build_mixture(config, grid, processes.rank, state.positions),
@@ -143,6 +117,52 @@ def build_trainer(
         state=state,
         save=lambda now: save(run_dir, config, now, engine, teacher, groups, run_ids),
         device=device,
+    )
+
+
+def _check(config: RunConfig, grid: Grid, rank: int, start: dict[str, int]) -> None:
+    """Find what cannot work while nothing is allocated: unusable shards, too."""
+    check_vocabulary(config)
+    check_scales(config)
+    build_mixture(config, grid, rank, start).close()
+
+
+def _join(config: RunConfig, grid: Grid, processes: Processes) -> tuple[torch.device, ProcessGroups, Watch]:
+    """Meet the other processes."""
+    device, backend = choose_device(processes)
+    join_processes(processes, backend)
+    groups = make_groups(grid, config.parallel.timeout_seconds)
+    return device, groups, Watch(groups.place, config.parallel.timeout_seconds)
+
+
+def _found(
+    config: RunConfig, run_dir: Path, groups: ProcessGroups, resume: str
+) -> tuple[Path | None, list[str], dict[str, str]]:
+    """The checkpoint to go on from, why newer ones are not whole, and the ids under which trackers know the run."""
+    checkpoint, refused = choose(run_dir, groups)
+    if resume == "never" and (checkpoint or refused):
+        raise RunError(f"{run_dir} already holds checkpoints; choose another --run-dir, or --resume auto")
+    if checkpoint is None:
+        return None, refused, {}
+    check_continues(config, checkpoint)
+    return checkpoint, refused, dict(Manifest.read(checkpoint).run_ids)
+
+
+def _write_configuration(config: RunConfig, ds_config: dict[str, Any], run_dir: Path) -> None:
+    write_yaml(config, run_dir / "config.yaml")
+    with replacing(run_dir / "deepspeed.json") as stream:
+        stream.write(json.dumps(ds_config, indent=2).encode() + b"\n")
+
+
+def _sections(config: RunConfig) -> Sections:
+    return Sections(
+        optim=config.optim,
+        schedule=config.schedule,
+        ema=config.ema,
+        training=config.training,
+        checkpoint=config.checkpoint,
+        health=config.health,
+        logging=config.logging,
     )
 
 
@@ -162,6 +182,9 @@ def build_networks(
     dtype = DTYPES[config.precision.dtype]
     student = student.to(device, dtype if stage > 0 else torch.float32)
     teacher = Data2Vec(config.model, role="teacher", linears=linears, numbers=numbers).to(dtype)
+    if config.parallel.compile == "blocks":
+        for network in (student, teacher):
+            compile_blocks(network, dynamic=config.model.audio is not None)
     teacher_names = {name for name, _ in teacher.named_parameters()}
     optimizer = make_optimizer(student, teacher_names, config.optim, stage, groups.tp_group)
     autocast = dtype if stage == 0 and dtype != torch.float32 else None
@@ -220,11 +243,3 @@ def build_mixture(config: RunConfig, grid: Grid, rank: int, positions: dict[str,
             pin_memory=torch.cuda.is_available(),
         )
     return Mixture(loaders)
-
-
-def _describe(config: RunConfig, groups: ProcessGroups, device: torch.device, checkpoint: Path | None) -> str:
-    where = f"{groups.world_size} x {torch.cuda.get_device_name(device) if device.type == 'cuda' else 'cpu'}"
-    begin = f" from {checkpoint.name}" if checkpoint else ""
-    cut = f", each model on {groups.tp_size}" if groups.tp_size > 1 else ""
-    cut += f", in {groups.pp_size} stages" if groups.pp_size > 1 else ""
-    return f"{config.name}{begin} on {where}{cut}, ZeRO {config.parallel.zero_stage}, {config.precision.dtype}"

@@ -80,6 +80,8 @@ class ParallelSection:
 
     recompute: bool = False
     """Keep only the input of every block of the student and compute the rest again in the backward pass."""
+    compile: Literal["none", "blocks"] = "none"
+    """What torch.compile makes fewer and faster kernels of; the first steps wait for it, minutes on a CPU."""
     timeout_seconds: int = 1800
     """How long a process waits for others before the run ends with an error."""
 
@@ -90,6 +92,12 @@ class ParallelSection:
             self.offload == "none" or self.zero_stage > 0,
             "parallel.offload",
             f"{self.offload} needs sharded optimizer state, but parallel.zero_stage is 0; the nearest stage is 1",
+        )
+        _require(
+            self.compile == "none" or self.zero_stage < 3,
+            "parallel.compile",
+            f"{self.compile} does not go with parallel.zero_stage 3, which brings the weights of each module while "
+            "its block runs; the nearest stage is 2",
         )
 
     @property

@@ -174,10 +174,10 @@ class SplitPartitions:
 
 
 def _start_state(adam: torch.optim.AdamW, partitions: list[Tensor]) -> None:
-    """Make AdamW's state before its first step, so that there are views of it."""
+    """Make AdamW's state before its first step, so that there are views of it. A fused one counts on the device."""
     for partition in partitions:
         adam.state[partition] = {
-            "step": torch.tensor(0.0),
+            "step": torch.zeros((), device=partition.device if adam.defaults["fused"] else "cpu"),
             "exp_avg": torch.zeros_like(partition, requires_grad=False),
             "exp_avg_sq": torch.zeros_like(partition, requires_grad=False),
         }

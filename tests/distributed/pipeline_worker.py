@@ -1,6 +1,7 @@
 """Worker of test_pipeline: trains synthetic runs under several layouts, one after the other in one process group."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -24,6 +25,8 @@ from tests.distributed.synthetic import SyntheticMixture, run_config
 
 build.build_mixture = SyntheticMixture  # type: ignore[assignment]
 build.check_vocabulary = lambda config: None  # there are no shards
+if not torch.cuda.is_available():  # generating code takes a CPU half a minute
+    build.compile_blocks = functools.partial(build.compile_blocks, backend="aot_eager")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

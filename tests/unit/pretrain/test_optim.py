@@ -3,12 +3,14 @@
 import pytest
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from model.data2vec import Data2Vec
 from model.linear import Cut, mark_cut
+from pretrain import optim
 from pretrain.optim import ClippingAdamW, parameter_groups
 from pretrain.recipes.registry import recipe
+from pretrain.schedules import uncorrected_eps
 from pretrain.sections import OptimSection
 
 
@@ -85,3 +87,35 @@ def test_non_finite_gradient_changes_nothing(bad: float, group: dist.ProcessGrou
     optimizer.step()
     assert not optimizer.overflow
     assert weight[0] < 3.0
+
+
+def trained(zero_stage: int, fused: bool, monkeypatch: pytest.MonkeyPatch, group: dist.ProcessGroup) -> list[Tensor]:
+    """Weights after 20 steps with changing eps, as the trainer sets it."""
+    monkeypatch.setattr(optim, "has_fused_adamw", lambda device_type: fused)
+    torch.manual_seed(0)
+    student = nn.Sequential(nn.Linear(9, 7), nn.Linear(7, 5))
+    section = OptimSection(lr=1e-2, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.1, clip_norm=0.5)
+    optimizer = optim.make_optimizer(student, {"0.weight", "0.bias"}, section, zero_stage, group)
+    assert optimizer.defaults["fused"] is fused
+    for step in range(20):
+        for settings in optimizer.param_groups:
+            settings |= {"lr": section.lr, "eps": uncorrected_eps(step, eps=section.eps, beta2=section.betas[1])}
+        student(torch.randn(4, 9)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return [p.detach() for p in student.parameters()]
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1])
+def test_fused_steps_are_plain_steps(
+    zero_stage: int, monkeypatch: pytest.MonkeyPatch, group: dist.ProcessGroup
+) -> None:
+    plain, fused = (trained(zero_stage, choice, monkeypatch, group) for choice in (False, True))
+    for one, other in zip(fused, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_cpu_and_cuda_have_a_fused_step() -> None:
+    assert [optim.has_fused_adamw(kind) for kind in ("cpu", "cuda", "meta")] == [True, True, False]
+    on_cpu = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], fused=True)  # raises where there is none
+    assert on_cpu.defaults["fused"]
