@@ -1,8 +1,9 @@
 """``torchrun --nproc-per-node 2 -m benchmarks.teacher_refresh``: what keeping a teacher costs a step, as one JSON line.
 
 Medians over the steps of a recipe at a given batch and number of views, on every rank: the whole step, the average's
-update, and how long the teacher waits for its weights. What hides behind the student's forward pass costs nothing and
-is not counted. Rank 0 prints.
+update, and how long the teacher waits for its weights. What hides behind the student's forward pass is not counted;
+for a resident teacher over gloo ``in_flight`` tells how long the all-gather took and which share of that time the next
+step's student was running. Rank 0 prints.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -66,6 +68,51 @@ class Exposed:
             torch.cuda.synchronize()
 
 
+Interval = tuple[float, float]
+
+
+class Flights:
+    """When resident weights were on their way, and when the student ran."""
+
+    def __init__(self, task: Data2VecTask) -> None:
+        self.gathers: list[Interval] = []
+        self.students: list[Interval] = []
+        student = task.student
+        task.student = partial(self._student, student)  # type: ignore[method-assign]
+        for kind in (FlatGather, SplitGather):
+            self._watch(kind)
+
+    def _student(self, student: Callable[..., Any], *args: Any) -> Any:
+        start = time.perf_counter()
+        output = student(*args)
+        self.students.append((start, time.perf_counter()))
+        return output
+
+    def _watch(self, kind: Any) -> None:
+        original = kind.all
+
+        def timed(gather: Any, into: torch.Tensor) -> Arrival:
+            start = time.perf_counter()
+            arrival: Arrival = original(gather, into)
+            for work in arrival.works:
+                work.get_future().then(lambda _: self.gathers.append((start, time.perf_counter())))
+            return arrival
+
+        kind.all = timed
+
+    def figures(self) -> dict[str, float] | None:
+        """Median seconds of an all-gather, and the share of it in which the student ran."""
+        pairs = list(zip(self.gathers, self.students[1:], strict=False))[1:]  # the first step warms up
+        if not pairs:
+            return None
+        seconds = [stop - start for (start, stop), _ in pairs]
+        hidden = [max(0.0, min(stop, until) - max(start, since)) for (start, stop), (since, until) in pairs]
+        return {
+            "seconds": round(statistics.median(seconds), 4),
+            "share_beside_student": round(sum(hidden) / sum(seconds), 3),
+        }
+
+
 def main() -> None:
     """Measure and print."""
     options = _parser().parse_args()
@@ -83,9 +130,11 @@ def main() -> None:
     )
     engine, teacher = build_networks(config, ds_config, groups, device)
     task = Data2VecTask(config.model, engine, teacher, device=device, dtype=DTYPES[options.dtype], seed=0)
+    flights = Flights(task) if backend == "gloo" else None
     steps = measure(options, config.model, task, engine, teacher, device, groups.dp_rank)
     if processes.rank == 0:
-        print(json.dumps(report(options, processes.world_size, teacher, steps)))
+        flown = flights.figures() if flights else None
+        print(json.dumps(report(options, processes.world_size, teacher, steps) | {"in_flight": flown}))
 
 
 def run_config(options: argparse.Namespace) -> RunConfig:

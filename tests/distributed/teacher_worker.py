@@ -100,6 +100,28 @@ def passes(cut: str, gathered: bool, groups: ProcessGroups) -> tuple[list[Tensor
     }
 
 
+def flies_beside_the_student(cut: str, groups: ProcessGroups) -> bool:
+    """Whether a student's pass ends while the all-gather of an update is in flight.
+
+    Rank 0 updates and runs the student; the others begin their update only then, so that the gather cannot have ended.
+    """
+    teacher, _ = make_teacher(cut, False, groups)
+    teacher.ready()
+    if groups.dp_rank > 0:
+        dist.barrier(groups.control_group)
+    teacher.update(0.5)
+    in_flight = True
+    if groups.dp_rank == 0:
+        student = Data2Vec(recipe("image-tiny").model)
+        initialize(student, 0)
+        student.features(torch.randn(2, 1, 28, 28), modality="image").sum().backward()
+        arrival = teacher._weights._arrival  # type: ignore[attr-defined]
+        in_flight = not any(work.is_completed() for work in arrival.works)
+        dist.barrier(groups.control_group)
+    teacher.ready()
+    return in_flight
+
+
 def main() -> None:
     """Argument: output directory."""
     out = Path(sys.argv[1])
@@ -111,6 +133,8 @@ def main() -> None:
     result: dict[str, Any] = {"wrong_gathers": wrong_gathers(groups), "differ": []}
     reference: list[Tensor] | None = None
     for cut in CUTS:
+        if groups.dp_size > 1:
+            result[f"{cut}-in-flight"] = flies_beside_the_student(cut, groups)
         for mode in ("resident", "gathered"):
             targets, result[f"{cut}-{mode}"] = passes(cut, mode == "gathered", groups)
             reference = reference or targets

@@ -47,3 +47,10 @@ def test_gathered_weights_are_never_more_than_a_layer_and_the_next(ranks: list[d
         assert layer <= beyond[0] <= 2 * layer
         assert beyond[1:] == [2 * layer] * 2
         assert 2 * layer + kept < gathered["whole"]
+
+
+@pytest.mark.parametrize("cut", ["flat", "split"])
+def test_resident_weights_fly_while_the_student_runs(ranks: list[dict[str, Any]], cut: str) -> None:
+    """Were an update to wait for its all-gather, these processes would wait for each other for ever."""
+    if len(ranks) > 1:
+        assert all(rank[f"{cut}-in-flight"] for rank in ranks)
