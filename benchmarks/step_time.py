@@ -14,10 +14,12 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks.reference import ReferenceStep
 from model import ema
 from model.accounting import train_flops_per_sample
 from model.config import ModelConfig
@@ -26,6 +28,7 @@ from model.initialization import initialize
 from model.losses import objective
 from model.masking import split_views
 from model.outputs import StudentOutput
+from pretrain.compilation import compile_blocks
 from pretrain.masking import masking_of
 from pretrain.recipes.registry import recipe
 
@@ -78,10 +81,42 @@ def main() -> None:
     side = dataclasses.replace(config.modalities[modality], num_views=options.views)
     config = dataclasses.replace(config, **{modality: side})  # type: ignore[arg-type]
     length = input_length(config, modality, options)
-    watch = measure(
-        config, modality, length, options.batch_size, device, getattr(torch, options.dtype), options.repeats
-    )
-    print(json.dumps(report(options, config, modality, length, watch)))
+    dtype = getattr(torch, options.dtype)
+    batch = make_batch(config, modality, length, options.batch_size, device, dtype)
+    steps: dict[str, Callable[[Stopwatch], None]] = {"plain": OurStep(config, modality, batch, dtype)}
+    if options.compile:
+        steps["compiled"] = OurStep(config, modality, batch, dtype, compiled=True)
+    if options.reference:
+        step = ReferenceStep(options.reference, options.recipe, options.views, device, dtype)
+        steps["fairseq"] = lambda watch: step(watch.time, batch.source, batch.masks)
+    watches = measure(steps, device, options.repeats)
+    figures = report(options, config, modality, length, watches["plain"])
+    others = {name: beside(watch, watches["plain"]) for name, watch in watches.items() if name != "plain"}
+    print(json.dumps(figures | others))
+
+
+def measure(
+    steps: dict[str, Callable[["Stopwatch"], None]], device: torch.device, repeats: int
+) -> dict[str, "Stopwatch"]:
+    """Time ``repeats`` steps of each kind in turn, after one that warms up (and compiles)."""
+    for step in steps.values():
+        step(Stopwatch(device))
+    watches = {name: Stopwatch(device) for name in steps}
+    for _ in range(repeats):
+        for name, step in steps.items():
+            step(watches[name])
+    return watches
+
+
+def beside(watch: Stopwatch, plain: Stopwatch) -> dict[str, Any]:
+    """Another kind of step that ran in turn with the plain one, and how many times its CPU and wall seconds it took."""
+    wall, cpu = medians(watch.wall), medians(watch.cpu)
+    return {
+        "wall_seconds": wall,
+        "cpu_seconds": cpu,
+        "cpu_seconds_over_plain": round(cpu["step"] / medians(plain.cpu)["step"], 3),
+        "wall_seconds_over_plain": round(wall["step"] / medians(plain.wall)["step"], 3),
+    }
 
 
 def input_length(config: ModelConfig, modality: str, options: argparse.Namespace) -> int:
@@ -101,51 +136,63 @@ def make_source(config: ModelConfig, modality: str, length: int, batch_size: int
     return torch.randn(batch_size, length, generator=generator)
 
 
-def measure(
-    config: ModelConfig,
-    modality: str,
-    length: int,
-    batch_size: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    repeats: int,
-) -> Stopwatch:
-    """Time ``repeats`` steps after one that warms up; dropouts are on."""
-    student = Data2Vec(config)
-    initialize(student, 0)
-    teacher = Data2Vec(config, role="teacher")
-    shared = {name: value for name, value in student.state_dict().items() if name in teacher.state_dict()}
-    teacher.load_state_dict(shared)
-    student, teacher = student.to(device, dtype), teacher.to(device, dtype).eval()
-    masters = [p.detach().float() for p in teacher.parameters()]
-    averages = [master.clone() for master in masters]
-    side, source = config.modalities[modality], make_source(config, modality, length, batch_size).to(device)
-    if source.is_floating_point():
-        source = source.to(dtype)
-    masks = masking_of(config, modality).masks(range(batch_size), [length] * batch_size)
-    views = split_views(masks.to(device), int((~masks[0, 0]).sum()))
-    noise_shape = (*views.removed.shape, config.encoder.dim)
-    watch = Stopwatch(device)
+class Inputs(NamedTuple):
+    """One batch on its device."""
 
-    def forward() -> StudentOutput:
-        noise = torch.randn(noise_shape, device=device, dtype=dtype) * side.decoder.noise_std
-        out = student(source, views, noise, modality=modality)
+    source: torch.Tensor
+    masks: torch.Tensor
+    """(B, M, T)."""
+
+
+def make_batch(
+    config: ModelConfig, modality: str, length: int, batch_size: int, device: torch.device, dtype: torch.dtype
+) -> Inputs:
+    """Random input and masks."""
+    source = make_source(config, modality, length, batch_size).to(device)
+    masks = masking_of(config, modality).masks(range(batch_size), [length] * batch_size)
+    return Inputs(source.to(dtype) if source.is_floating_point() else source, masks.to(device))
+
+
+class OurStep:
+    """Student and teacher over one batch; dropouts are on."""
+
+    def __init__(
+        self, config: ModelConfig, modality: str, batch: Inputs, dtype: torch.dtype, *, compiled: bool = False
+    ) -> None:
+        self._modality, self._source = modality, batch.source
+        self._side, self._dim = config.modalities[modality], config.encoder.dim
+        device = batch.source.device
+        student, teacher = Data2Vec(config), Data2Vec(config, role="teacher")
+        initialize(student, 0)
+        shared = {name: value for name, value in student.state_dict().items() if name in teacher.state_dict()}
+        teacher.load_state_dict(shared)
+        self._student, self._teacher = student.to(device, dtype), teacher.to(device, dtype).eval()
+        for network in (self._student, self._teacher) if compiled else ():
+            compile_blocks(network, dynamic=modality == "audio")
+        self._masters = [p.detach().float() for p in self._teacher.parameters()]
+        self._averages = [master.clone() for master in self._masters]
+        self._views = split_views(batch.masks, int((~batch.masks[0, 0]).sum()))
+
+    def __call__(self, watch: Stopwatch) -> None:
+        """One step, part by part."""
+        out = watch.time("student_forward", self._forward)
+        targets = partial(self._teacher.targets, self._source, out, modality=self._modality)
+        goal = watch.time("teacher_forward", targets)
+        watch.time("loss_backward", partial(self._backward, out, goal.targets))
+        watch.time("ema", lambda: ema.lerp_(self._averages, self._masters, 0.9998))
+        self._student.zero_grad()
+
+    def _forward(self) -> StudentOutput:
+        shape = (*self._views.removed.shape, self._dim)
+        some = next(self._student.parameters())
+        noise = torch.randn(shape, device=some.device, dtype=some.dtype) * self._side.decoder.noise_std
+        out = self._student(self._source, self._views, noise, modality=self._modality)
         assert isinstance(out, StudentOutput)
         return out
 
-    def backward(out: StudentOutput, targets: torch.Tensor) -> None:
-        terms = objective(side, out, targets, source).values()
+    def _backward(self, out: StudentOutput, targets: torch.Tensor) -> None:
+        terms = objective(self._side, out, targets, self._source).values()
         torch.stack([term.weight * term.sum / term.count for term in terms]).sum().backward()
-
-    for round_number in range(repeats + 1):
-        if round_number == 1:
-            watch = Stopwatch(device)
-        out = watch.time("student_forward", forward)
-        goal = watch.time("teacher_forward", partial(teacher.targets, source, out, modality=modality))
-        watch.time("loss_backward", partial(backward, out, goal.targets))
-        watch.time("ema", lambda: ema.lerp_(averages, masters, 0.9998))
-        student.zero_grad()
-    return watch
 
 
 def report(
@@ -188,6 +235,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--views", type=int, default=8)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--reference", type=Path, help="checkout of fairseq, whose step is measured in turn with ours")
+    parser.add_argument("--compile", action="store_true", help="measure compiled blocks, too")
     parser.add_argument("--repeats", type=int, default=3)
     return parser
 
