@@ -41,8 +41,9 @@ def main(argv: list[str]) -> int:
     if not advice.shown:
         return 1
     if options.out:
-        chosen = advice.shown[min(options.choose, len(advice.shown)) - 1]
-        write(options.out, chosen, user)
+        if options.choose > len(advice.shown):
+            raise RunError(f"--choose: {options.choose}, but {len(advice.shown)} layouts fit")
+        write(options.out, advice.shown[options.choose - 1], user)
         if not options.json:
             print(
                 f"\nwritten to {options.out}: deepspeed.json, flags.txt; start it on every device with\n  "

@@ -99,7 +99,7 @@ def measure(
             tuple(record["seconds_per_step"] for record in counted), max(record["memory_gib"] for record in counted)
         )
     said = log.read_text(encoding="utf-8", errors="replace")
-    return Measurement(problem=_problem(said, ended, limit_seconds))
+    return Measurement(problem=problem_of(said, ended, limit_seconds))
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
@@ -127,7 +127,8 @@ def _train_records(path: Path) -> list[dict]:
     return [record for record in map(json.loads, lines) if record["kind"] == "train"]
 
 
-def _problem(said: str, status: int | None, limit_seconds: float) -> str:
+def problem_of(said: str, status: int | None, limit_seconds: float) -> str:
+    """Why a trial has no seconds, from its output and its exit status; None if it was still running."""
     if OUT_OF_MEMORY.search(said) or status == -signal.SIGKILL:
         return "out of memory"
     if status is None:

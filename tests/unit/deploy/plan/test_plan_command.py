@@ -99,6 +99,7 @@ def test_fewer_devices_accumulate(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["image-bass", "--cluster", "8xH100"], "did you mean image-base"),
         (["image-base"], "--cluster: which machines"),
+        (["image-tiny", "--cluster", "1xcpu", "--out", "nowhere", "--choose", "99"], "--choose: 99, but"),
         (["image-base", "--cluster", "8xH100", "--parallel.tp-sise=2"], "did you mean parallel.tp_size"),
         (["image-base", "--cluster", "8xH100", "--config", "nowhere.yaml"], "--config nowhere.yaml: No such file"),
     ],
