@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pretrain.errors import RunError
+from pretrain.nodelist import parse_nodelist
 
 DEFAULT_PORT = 29_500
 _FIRST_SLURM_PORT, _NUM_SLURM_PORTS = 15_000, 15_000  # below 32768, from where systems take ports for clients
@@ -60,10 +61,20 @@ def first_host(nodelist: str) -> str:
     Raises:
         RunError: if there is none.
     """
-    item = re.match(r"(?:[^\[\],\s]|\[\d[^\[\]]*\])+", nodelist)
-    if item is None:
-        raise RunError(f"SLURM_STEP_NODELIST: no host in {nodelist!r}; export MASTER_ADDR=HOST_OF_RANK_0")
-    return re.sub(r"\[(\d+)[^\]]*\]", r"\1", item[0])
+    try:
+        return parse_nodelist(nodelist)[0]
+    except RunError as error:
+        raise RunError(f"SLURM_STEP_NODELIST: {error}; export MASTER_ADDR=HOST_OF_RANK_0") from error
+
+
+def slurm_port(env: Mapping[str, str]) -> int:
+    """A port for rank 0 that all nodes of a SLURM job know: another one for each job, and after each requeue.
+
+    Raises:
+        RunError: outside a job.
+    """
+    attempt = 8 * _number(env, "SLURM_JOB_ID") + _number(env, "SLURM_RESTART_COUNT", 0)
+    return _FIRST_SLURM_PORT + attempt % _NUM_SLURM_PORTS
 
 
 def tasks_of_node(tasks_per_node: str, node: int) -> int:
@@ -124,14 +135,13 @@ def _slurm_tasks(env: Mapping[str, str]) -> int:
 def _from_slurm(env: Mapping[str, str]) -> Processes:
     nodes = env.get("SLURM_STEP_NODELIST") or _text(env, "SLURM_JOB_NODELIST")
     tasks = env.get("SLURM_STEP_TASKS_PER_NODE") or _text(env, "SLURM_TASKS_PER_NODE")
-    attempt = 8 * _number(env, "SLURM_JOB_ID") + _number(env, "SLURM_RESTART_COUNT", 0)
     return Processes(
         rank=_number(env, "SLURM_PROCID"),
         world_size=_slurm_tasks(env),
         local_rank=_number(env, "SLURM_LOCALID"),
         local_size=tasks_of_node(tasks, _number(env, "SLURM_NODEID")),
         master_addr=env.get("MASTER_ADDR") or first_host(nodes),
-        master_port=_number(env, "MASTER_PORT", _FIRST_SLURM_PORT + attempt % _NUM_SLURM_PORTS),
+        master_port=_number(env, "MASTER_PORT", slurm_port(env)),
         launcher="slurm",
     )
 

@@ -6,6 +6,8 @@ from pretrain.errors import RunError
 
 KINDS = {
     "local": ("deploy.launch.local", "N processes on this machine, through DeepSpeed's launcher"),
+    "hostfile": ("deploy.launch.hostfile", "several machines through DeepSpeed's hostfile, with or without ssh"),
+    "slurm": ("deploy.launch.slurm", "a SLURM job, one task per GPU, requeued until it is done"),
 }
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,14 +97,12 @@ def shown(command: list[str], environment: dict[str, str] | None = None) -> str:
     return " ".join([*variables, shlex.join(command)])
 
 
-def _check_path(run_dir: Path) -> None:
-    """Batch systems and remote shells give these characters a meaning, and quoting does not survive all of them.
+def _check_path(path: Path) -> None:
+    """SLURM gives % a meaning, and DeepSpeed hands paths to the shells of other machines without quoting them.
 
     Raises:
-        RunError: if the path has one.
+        RunError: if there is such a character in the path.
     """
-    wrong = sorted({letter for letter in str(run_dir) if letter in "%\"'`$\\" or not letter.isprintable()})
+    wrong = sorted(set(re.findall(r"[^\w@+=:,./ -]", str(path))))
     if wrong:
-        raise RunError(
-            f"--run-dir {str(run_dir)!r}: has {' '.join(map(repr, wrong))}, which SLURM or a shell would read"
-        )
+        raise RunError(f"--run-dir {str(path)!r}: has {' '.join(map(repr, wrong))}, which SLURM or a shell would read")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pretrain import preempt
 from pretrain.checkpoint.manifest import Manifest
 from pretrain.checkpoint.store import complete_checkpoints, locate
 from pretrain.checkpoint.weights import FragmentReader
@@ -134,6 +135,10 @@ def test_signal_saves_and_exits_0(tmp_path: Path, digit_shards: Path, name: str)
     )
     wait_for_step(run_dir, 2)
     os.killpg(process.pid, getattr(signal, name))  # the whole group, as a terminal or SLURM does: workers too
+    while process.poll() is None and not (run_dir / "RESUME").exists():  # impatience does not cut the save off
+        for number in preempt.SIGNALS:
+            os.killpg(process.pid, number)
+        time.sleep(0.005)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     assert (run_dir / "RESUME").exists()
@@ -156,9 +161,27 @@ def test_damaged_newest_checkpoint_falls_back_and_says_so(tmp_path: Path, digit_
     assert any("from step-00000020" in message for message in messages)
 
 
-def test_other_config_is_refused(tmp_path: Path, digit_shards: Path) -> None:
+def test_done_run(tmp_path: Path, digit_shards: Path) -> None:
+    """It ends at once, refuses to become another run, and goes on if more steps are wanted."""
     run_dir = tmp_path / "run"
     run_ranks("deploy.cli", arguments(digit_shards, run_dir, "--training.max-steps=4"), 1)
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    again = train_without_torch(tmp_path, digit_shards, "--training.max-steps=4")
+    assert (again.returncode, again.stdout) == (0, f"{run_dir} is done: it has all 4 steps\n"), again.stderr
+    other = train_without_torch(tmp_path, digit_shards, "--training.max-steps=4", "--optim.lr=0.5")
+    assert other.returncode == 2
+    assert len(other.stderr.strip().splitlines()) == 1
+    assert "optim.lr: 0.003 -> 0.5" in other.stderr
+    (out,) = run_ranks("deploy.cli", arguments(digit_shards, run_dir, "--training.max-steps=6"), 1)
+    assert [record["step"] for record in train_records(run_dir)] == [1, 2, 3, 4, 5, 6], out
+    assert (run_dir / "DONE").exists()
+
+
+def test_other_config_is_refused(tmp_path: Path, digit_shards: Path) -> None:
+    """Also in the middle of a run, once the checkpoint to go on from has been chosen."""
+    run_dir = tmp_path / "run"
+    run_ranks("deploy.cli", arguments(digit_shards, run_dir, "--training.max-steps=4"), 1)
+    (run_dir / "DONE").unlink()
     process = subprocess.run(
         [sys.executable, "-m", "deploy.cli", *arguments(digit_shards, run_dir, "--optim.lr=0.5")],
         env=rank_environment(0, 1, free_port()),
@@ -169,6 +192,18 @@ def test_other_config_is_refused(tmp_path: Path, digit_shards: Path) -> None:
     assert process.returncode == 2
     assert len(process.stderr.strip().splitlines()) == 1
     assert "optim.lr: 0.003 -> 0.5" in process.stderr
+
+
+def train_without_torch(folder: Path, shards: Path, *extra: str) -> subprocess.CompletedProcess[str]:
+    """Train into ``folder``/run where torch.py in ``folder`` takes torch's place."""
+    environment = rank_environment(0, 1, free_port())
+    return subprocess.run(
+        [sys.executable, "-m", "deploy.cli", *arguments(shards, folder / "run", *extra)],
+        env=environment | {"PYTHONPATH": f"{folder}:{REPOSITORY}"},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
 
 
 def step_of(unbroken: Path, step: int, layout: tuple[list[str], int], tmp_path: Path, digit_shards: Path) -> Path:

@@ -1,0 +1,105 @@
+"""Hostfile and command line of DeepSpeed's launcher on several machines, to the letter."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from deploy import cli
+from deploy.launch import nodes
+from deploy.launch.hostfile import find_hosts, node_rank
+from deploy.launch.nodes import address_of, expand_nodelist
+from pretrain.errors import RunError
+from pretrain.nodelist import parse_nodelist
+
+HOSTFILE = "n0 slots=8\nn1 slots=8\n"
+COMMAND = """\
+{python} -m deepspeed.launcher.runner --log_level=error --hostfile={run}/launch/hostfile{which} \
+--master_addr=10.0.0.1 --master_port={port} {how}--no_local_rank --module deploy.cli train image-tiny --run-dir {run} \
+--config {run}/launch/config.yaml
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "variables", "which", "port", "how"),
+    [
+        (["--hosts=n0,n1"], {}, "", 29_500, ""),
+        (["--hosts=n[0-1]", "--ssh-port=2222", "--master-port=7"], {}, "", 7, "--ssh_port=2222 "),
+        ([], {"SLURM_JOB_NODELIST": "n[0-1]", "SLURM_JOB_ID": "3"}, "", 15_024, ""),
+        (["--hosts=n0,n1", "--no-ssh", "--node-rank=1"], {}, "-1", 29_500, "--no_ssh --node_rank=1 "),
+        (
+            ["--no-ssh"],
+            {"SLURM_JOB_NODELIST": "n[0-1]", "SLURM_JOB_ID": "3", "SLURM_NODEID": "0", "SLURM_RESTART_COUNT": "2"},
+            "-0",
+            15_026,
+            "--no_ssh --node_rank=0 ",
+        ),
+    ],
+)
+def test_dry_run(
+    asked: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    variables: dict[str, str],
+    which: str,
+    port: int,
+    how: str,
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    words = [*asked, "--training.global-batch-size=16", "--gpus-per-node=8", "--master-addr=10.0.0.1", *options]
+    run = tmp_path / "run"
+    assert cli.main(["launch", "hostfile", *words, f"--run-dir={run}", "--dry-run"]) == 0
+    expected = COMMAND.format(python=sys.executable, run=run, which=which, port=port, how=how)
+    assert capsys.readouterr().out == HOSTFILE + expected
+    assert not run.exists()
+
+
+def test_hosts_are_safe_to_give_to_ssh() -> None:
+    assert find_hosts("a,b-1.cluster", {}) == ["a", "b-1.cluster"]
+    for hosts, words in (("-oProxyCommand=x", "not the name"), ("a;b", "not the name"), ("a,b,a", "a is there twice")):
+        with pytest.raises(RunError, match=words):
+            find_hosts(hosts, {})
+    with pytest.raises(RunError, match="--hosts a,b"):
+        find_hosts(None, {})
+
+
+def test_node_rank() -> None:
+    assert node_rank(None, 2, {"SLURM_NODEID": "1"}) == 1
+    assert node_rank(0, 2, {"SLURM_NODEID": "1"}) == 0
+    with pytest.raises(RunError, match="--node-rank N"):
+        node_rank(None, 2, {})
+    with pytest.raises(RunError, match="there are 2 hosts"):
+        node_rank(2, 2, {})
+
+
+@pytest.mark.parametrize(
+    ("nodelist", "expected"),
+    [
+        ("login", ["login"]),
+        ("n[0-3,7]", ["n0", "n1", "n2", "n3", "n7"]),
+        ("n[08-10,3],login", ["n08", "n09", "n10", "n3", "login"]),
+        ("rack[1-2]-n[0-1].x", ["rack1-n0.x", "rack1-n1.x", "rack2-n0.x", "rack2-n1.x"]),
+        ("a,b,a", ["a", "b", "a"]),
+    ],
+)
+def test_nodelist(nodelist: str, expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our own parser says what scontrol says, where there is one."""
+    assert parse_nodelist(nodelist) == expected
+    assert expand_nodelist(nodelist) == expected
+    monkeypatch.setattr(nodes.shutil, "which", lambda program: None)
+    assert expand_nodelist(nodelist) == expected
+
+
+@pytest.mark.parametrize("nodelist", ["", " ", "a b", "n[", "n[]", "n[2-1]", "n[a]", "a,,b", "a,"])
+def test_bad_nodelist(nodelist: str) -> None:
+    with pytest.raises(RunError):
+        parse_nodelist(nodelist)
+
+
+def test_address() -> None:
+    assert address_of("localhost") == "localhost"
+    with pytest.raises(RunError, match="--master-addr"):
+        address_of("no-such-host.invalid")
