@@ -1,6 +1,7 @@
 """Being asked to stop: signals set a flag, the trainer acts on it at the next step. No torch."""
 
 import os
+import secrets
 import signal
 from pathlib import Path
 from types import FrameType
@@ -39,6 +40,13 @@ def mark(run_dir: Path, *, done: bool) -> None:
     temporary.touch()
     os.replace(temporary, run_dir / made)
     (run_dir / other).unlink(missing_ok=True)
+
+
+def mark_failed(run_dir: Path, reason: str) -> None:
+    """Leave RUN/FAILED: what ended the run would end it again, so a restart is of no use."""
+    temporary = run_dir / f".FAILED-{secrets.token_hex(4)}"  # any rank may be the one
+    temporary.write_text(reason + "\n", encoding="utf-8")
+    os.replace(temporary, run_dir / "FAILED")
 
 
 def unmark(run_dir: Path) -> None:

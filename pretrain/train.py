@@ -44,6 +44,8 @@ def _train(request: Request, processes: Processes, stop: preempt.StopRequest) ->
         if processes.rank == 0:
             print(f"{run_dir} is done: it has all {config.training.max_steps} steps")
         return 0
+    if processes.rank == 0:
+        (run_dir / "FAILED").unlink(missing_ok=True)
     from pretrain.build import build_trainer
     from pretrain.parallel.zero import leave_processes
 
@@ -54,6 +56,8 @@ def _train(request: Request, processes: Processes, stop: preempt.StopRequest) ->
         outcome = trainer.train()
     except ValueError as error:
         trainer.fail(error)
+        if not isinstance(error.__cause__, RuntimeError):  # then it is about other processes: their machine may be gone
+            preempt.mark_failed(run_dir, str(error))
         raise
     finally:
         trainer.close()

@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,6 +45,7 @@ def main(argv: list[str]) -> int:
         master_port=options.master_port or (slurm_port(os.environ) if "SLURM_JOB_ID" in os.environ else DEFAULT_PORT),
         node_rank=node,
         ssh_port=options.ssh_port,
+        only_host=hosts[0] if len(hosts) == 1 else None,
     )
     if options.dry_run:
         print(f"{text}{shown(command)}")
@@ -99,6 +101,7 @@ def hostfile_command(
     master_port: int,
     node_rank: int | None = None,
     ssh_port: int | None = None,
+    only_host: str | None = None,
 ) -> list[str]:
     """The command that runs ``d2v ARGUMENTS`` on the machines of a hostfile.
 
@@ -109,11 +112,15 @@ def hostfile_command(
         master_port: free on that machine.
         node_rank: run the processes of this machine only; None: run all, over ssh.
         ssh_port: of the machines.
+        only_host: the machine if there is but one: DeepSpeed would take any for this one, after a check over ssh.
     """
     words = [sys.executable, "-m", "deepspeed.launcher.runner", "--log_level=error", f"--hostfile={hostfile}"]
     words += [f"--master_addr={master_addr}", f"--master_port={master_port}"]
     if node_rank is not None:
         words += ["--no_ssh", f"--node_rank={node_rank}"]
+    elif only_host is not None:
+        here = ("localhost", "127.0.0.1", socket.gethostname(), socket.getfqdn())
+        words.append("--no_ssh_check" if only_host in here else "--force_multi")
     if ssh_port is not None:
         words.append(f"--ssh_port={ssh_port}")
     return [*words, "--no_local_rank", "--module", PROGRAM, *arguments]

@@ -55,8 +55,8 @@ def submission(launch: Launch, options: argparse.Namespace, gpus: int) -> tuple[
     variables = {"D2V_RUN_DIR": str(run_dir), "D2V_PYTHON": options.python}
     if options.max_restarts is not None:
         variables["D2V_MAX_RESTARTS"] = str(options.max_restarts)
-    if options.retry_failures:
-        variables["D2V_RETRY"] = "1"
+    if options.no_retry:
+        variables["D2V_RETRY"] = "0"
     command = ["sbatch"]
     if options.site:
         variables["D2V_SITE"] = str(launch.folder / "site.env")
@@ -64,6 +64,7 @@ def submission(launch: Launch, options: argparse.Namespace, gpus: int) -> tuple[
     cpus = options.cpus_per_task or 1 + config.data.num_workers * len(config.model.modalities)
     command += [
         "--parsable",
+        "--export=ALL",  # sites may have another default, and the variables above must arrive
         f"--job-name={config.name}",
         f"--output={run_dir}/slurm-{'%A_%a' if is_array else '%j'}.out",
         f"--nodes={options.nodes}",
@@ -113,9 +114,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--max-restarts", type=int, metavar="N", help="after which the job gives up (default 20)")
     parser.add_argument(
-        "--retry-failures",
+        "--no-retry",
         action="store_true",
-        help="restart after failures too, as long as each attempt brings a newer checkpoint",
+        help="do not restart after failures; else that is done where an attempt has brought a newer checkpoint",
     )
     parser.add_argument(
         "--sbatch-arg", action="append", default=[], metavar="ARG", help="one more argument of sbatch; may be repeated"

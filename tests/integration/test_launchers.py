@@ -1,12 +1,15 @@
 """The same short run under ``d2v train`` alone, ``torchrun`` and ``deepspeed``: the same losses."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from pretrain.checkpoint.progress import newest_checkpoint, step_of
 from tests.distributed.launch import REPOSITORY, free_port, train_records
 
 BIN = Path(sys.executable).parent
@@ -15,6 +18,14 @@ LAUNCHERS = {
     "torchrun": ([str(BIN / "torchrun"), "--nproc-per-node=2", "--master-port={port}", "-m", "deploy.cli"], 2),
     "deepspeed": ([str(BIN / "deepspeed"), "--num_gpus=2", "--master_port={port}", "--module", "deploy.cli"], 2),
 }
+ARGUMENTS = [
+    "--training.max-steps=6",
+    "--training.global-batch-size=8",
+    "--schedule.warmup-steps=2",
+    "--precision.dtype=fp32",
+    "--logging.every-steps=1",
+    "--logging.tensorboard=false",
+]
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +43,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, digit_shards: Path) -> Path:
                 "image-tiny",
                 f"--run-dir={out / name}",
                 f"--data.path={digit_shards}",
-                "--training.max-steps=6",
-                "--training.global-batch-size=8",
-                "--schedule.warmup-steps=2",
-                "--precision.dtype=fp32",
-                "--logging.every-steps=1",
-                "--logging.tensorboard=false",
+                *ARGUMENTS,
             ],
             env=environment,
             cwd=REPOSITORY,
@@ -60,6 +66,22 @@ def test_same_losses(runs: Path, launcher: str) -> None:
 def test_launchers_agree_to_the_bit(runs: Path) -> None:
     losses = [[record["loss"] for record in train_records(runs / name)] for name in ("torchrun", "deepspeed")]
     assert losses[0] == losses[1]
+
+
+def test_launch_local_saves_on_a_signal(digit_shards: Path, tmp_path: Path) -> None:
+    """DeepSpeed's launcher would die of USR1 and leave its ranks behind."""
+    command = [sys.executable, "-m", "deploy.cli", "launch", "local", "image-tiny", "--num-processes=2"]
+    command += [*ARGUMENTS, f"--run-dir={tmp_path}", f"--data.path={digit_shards}", "--training.max-steps=100000"]
+    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=REPOSITORY)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "metrics.jsonl").exists() or not train_records(tmp_path):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(timeout=60) == 0
+    assert (tmp_path / "RESUME").exists()
+    newest = newest_checkpoint(tmp_path)
+    assert newest is not None and step_of(newest) == train_records(tmp_path)[-1]["step"]
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)

@@ -194,6 +194,29 @@ def test_other_config_is_refused(tmp_path: Path, digit_shards: Path) -> None:
     assert "optim.lr: 0.003 -> 0.5" in process.stderr
 
 
+def test_what_a_restart_does_not_mend_is_marked(tmp_path: Path, digit_shards: Path) -> None:
+    """Samples beyond repair; the marker goes when the run is started again."""
+    shards, run_dir = tmp_path / "shards", tmp_path / "run"
+    shutil.copytree(digit_shards, shards)
+    for shard in shards.glob("*.tar"):
+        content = bytearray(shard.read_bytes())
+        for place in range(600, len(content), 512):
+            content[place] ^= 1
+        shard.write_bytes(content)
+    for _ in range(2):
+        process = subprocess.run(
+            [sys.executable, "-m", "deploy.cli", *arguments(shards, run_dir)],
+            env=rank_environment(0, 1, free_port()),
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+        )
+        assert process.returncode == 2
+        assert (run_dir / "FAILED").read_text() in process.stderr
+        assert "CRC-32" in process.stderr
+        (run_dir / "FAILED").write_text("old")
+
+
 def train_without_torch(folder: Path, shards: Path, *extra: str) -> subprocess.CompletedProcess[str]:
     """Train into ``folder``/run where torch.py in ``folder`` takes torch's place."""
     environment = rank_environment(0, 1, free_port())

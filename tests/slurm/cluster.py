@@ -4,9 +4,9 @@ Nothing outside the folder is written. Every process of it, and of its jobs, has
 environment; by that they are found and ended.
 """
 
+import contextlib
 import os
 import shutil
-import signal
 import socket
 import stat
 import subprocess
@@ -152,10 +152,13 @@ class Cluster:
             try:
                 environment = process.environ()
                 if environment.get("SLURM_CONF") == self.environment["SLURM_CONF"] and chosen(environment):
-                    process.send_signal(signal.SIGKILL)
+                    process.suspend()  # or some would still report that others died
                     victims.append(process)
             except psutil.Error:
                 continue
+        for process in victims:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
         psutil.wait_procs(victims, timeout=10)
 
     def _configure(self) -> None:

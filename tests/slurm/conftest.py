@@ -1,11 +1,13 @@
-"""One cluster for all tests here; where there can be none, they are skipped, loudly."""
+"""One cluster for all tests here, and the run that was never broken; where there can be none, they are skipped."""
 
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.slurm.cluster import Cluster, missing
+from tests.slurm.runs import finish, submit
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +21,10 @@ def cluster() -> Iterator[Cluster]:
         yield running
     finally:
         running.stop()
+
+
+@pytest.fixture(scope="session")
+def unbroken(cluster: Cluster, digit_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("slurm") / "unbroken"
+    finish(cluster, submit(cluster, digit_shards, run_dir), run_dir)
+    return run_dir

@@ -84,6 +84,29 @@ def test_order_is_rank_mpi_slurm_single() -> None:
     assert read_environment(everything).launcher == "single"
 
 
+MPI_IN_SLURM = SLURM | MPI | {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2"}
+ARRAY = SLURM | {"SLURM_ARRAY_JOB_ID": "75", "SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_COUNT": "3"}
+TORCHRUN_IN_SLURM = SLURM | TORCHRUN | {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2"}
+PORT = 15_000 + 8 * 77
+
+
+@pytest.mark.parametrize(
+    ("env", "expected"),
+    [
+        (MPI_IN_SLURM, Processes(5, 8, 1, 4, "gpu1", 1234, "mpi")),
+        (TORCHRUN_IN_SLURM, Processes(5, 8, 1, 4, "gpu1", 1234, "env")),
+        (ARRAY, Processes(6, 7, 2, 3, "gpu003", PORT, "slurm")),
+        (ARRAY | {"SLURM_JOB_ID": "78"}, Processes(6, 7, 2, 3, "gpu003", PORT + 8, "slurm")),
+        (ARRAY | {"SLURM_RESTART_COUNT": "3"}, Processes(6, 7, 2, 3, "gpu003", PORT + 3, "slurm")),
+        (SLURM | {"SLURM_STEP_ID": "3"}, Processes(6, 7, 2, 3, "gpu003", PORT, "slurm")),
+    ],
+    ids=["mpirun in a job", "srun torchrun", "array", "array's next element", "array, requeued", "later step"],
+)
+def test_jobs_within_jobs(env: dict[str, str], expected: Processes) -> None:
+    """In mpirun's ranks SLURM_PROCID is that of its daemon; of torchrun's, that of the agent."""
+    assert read_environment(env) == expected
+
+
 def without(env: dict[str, str], *names: str) -> dict[str, str]:
     return {name: value for name, value in env.items() if name not in names}
 
@@ -161,6 +184,7 @@ def test_contradictions_are_named(env: dict[str, str], changes: dict[str, str | 
         ("gpu[003-005,9],login1", "gpu003"),
         ("gpu[9,003-005]", "gpu9"),
         ("rack[0-1]n[03,4]-ib0,x", "rack0n03-ib0"),
+        ("n[08-11]", "n08"),
         ("node-7.cluster.org", "node-7.cluster.org"),
     ],
 )

@@ -90,3 +90,10 @@ def test_a_kill_while_marking_never_leaves_a_run_without_marker(
         patch.setattr(os, "replace", killed)
         preempt.mark(tmp_path, done=True)
     assert {"DONE", "RESUME"} & set(markers(tmp_path))
+
+
+def test_a_failure_is_marked_with_its_reason(tmp_path: Path) -> None:
+    preempt.mark_failed(tmp_path, "first")
+    preempt.mark_failed(tmp_path, "second")
+    assert markers(tmp_path) == ["FAILED"]
+    assert (tmp_path / "FAILED").read_text() == "second\n"

@@ -7,7 +7,7 @@ import pytest
 
 from deploy import cli
 from deploy.launch import nodes
-from deploy.launch.hostfile import find_hosts, node_rank
+from deploy.launch.hostfile import find_hosts, hostfile_command, node_rank
 from deploy.launch.nodes import address_of, expand_nodelist
 from pretrain.errors import RunError
 from pretrain.nodelist import parse_nodelist
@@ -55,6 +55,13 @@ def test_dry_run(
     expected = COMMAND.format(python=sys.executable, run=run, which=which, port=port, how=how)
     assert capsys.readouterr().out == HOSTFILE + expected
     assert not run.exists()
+
+
+@pytest.mark.parametrize(("host", "flag"), [("localhost", "--no_ssh_check"), ("n7", "--force_multi")])
+def test_one_host(host: str, flag: str) -> None:
+    """DeepSpeed takes the only machine of a hostfile for this one, whatever its name."""
+    command = hostfile_command(["train"], Path("/h"), master_addr=host, master_port=1, only_host=host)
+    assert command[4:8] == ["--hostfile=/h", f"--master_addr={host}", "--master_port=1", flag]
 
 
 def test_hosts_are_safe_to_give_to_ssh() -> None:

@@ -14,16 +14,17 @@ from pretrain.preempt import mark
 from pretrain.recipes.registry import recipe
 
 GOLDEN = """\
-D2V_RUN_DIR='{run} a' D2V_PYTHON=/venv/bin/python sbatch --parsable --job-name=image-tiny \
+D2V_RUN_DIR='{run} a' D2V_PYTHON=/venv/bin/python sbatch --parsable --export=ALL --job-name=image-tiny \
 '--output={run} a/slurm-%j.out' --nodes=2 --ntasks-per-node=4 --gpus-per-node=h100:4 --cpus-per-task=2 \
 --signal=B:USR1@600 --qos=high '--comment=$HOME; rm -rf "x"' {templates}/train.sbatch train image-tiny \
 --run-dir '{run} a' --config '{run} a/launch/config.yaml'
 """
 GOLDEN_WITH_SITE = """\
-D2V_RUN_DIR={run} D2V_PYTHON={python} D2V_MAX_RESTARTS=3 D2V_RETRY=1 D2V_SITE={run}/launch/site.env bash \
-{templates}/submit.sh {run}/launch/site.env --parsable --job-name=image-tiny --output={run}/slurm-%A_%a.out \
---nodes=1 --ntasks-per-node=2 --gpus-per-node=2 --cpus-per-task=12 --array=0-2 {templates}/train.sbatch train \
-image-tiny --run-dir {run} --config {run}/launch/config.yaml --deepspeed {run}/launch/deepspeed.json --resume never
+D2V_RUN_DIR={run} D2V_PYTHON={python} D2V_MAX_RESTARTS=3 D2V_RETRY=0 D2V_SITE={run}/launch/site.env bash \
+{templates}/submit.sh {run}/launch/site.env --parsable --export=ALL --job-name=image-tiny \
+--output={run}/slurm-%A_%a.out --nodes=1 --ntasks-per-node=2 --gpus-per-node=2 --cpus-per-task=12 \
+--array=0-2 {templates}/train.sbatch train image-tiny --run-dir {run} \
+--config {run}/launch/config.yaml --deepspeed {run}/launch/deepspeed.json --resume never
 """
 
 
@@ -43,7 +44,7 @@ def test_command_line_with_a_site_and_everything_else(
     site.write_text("export SBATCH_PARTITION=gpu\n")
     user.write_text('{"zero_optimization": {"overlap_comm": true}}')
     options = ["--nodes=1", "--gpus-per-node=2", f"--run-dir={run}", f"--site={site}", f"--deepspeed={user}"]
-    options += ["--resume=never", "--sbatch-arg=--array=0-2", "--max-restarts=3", "--retry-failures"]
+    options += ["--resume=never", "--sbatch-arg=--array=0-2", "--max-restarts=3", "--no-retry"]
     assert cli.main(["launch", "slurm", *asked, *options, "--cpus-per-task=12", "--dry-run"]) == 0
     assert capsys.readouterr().out == GOLDEN_WITH_SITE.format(run=run, templates=TEMPLATES, python=sys.executable)
 

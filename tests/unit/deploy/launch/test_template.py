@@ -126,9 +126,9 @@ def test_array_elements_have_a_directory_and_a_seed_each(attempt: Attempt) -> No
         (STOPPED, {"SLURM_RESTART_COUNT": "2", "D2V_MAX_RESTARTS": "2"}, 1, False),
         ('touch "$RUN/RESUME"', {}, 0, True),  # asked to stop before the first step
         ('touch "$RUN/RESUME"', {"D2V_MAX_STALLED": "1"}, 1, False),
-        (SAVE + "exit 5", {}, 5, False),
-        (SAVE + "exit 5", {"D2V_RETRY": "1"}, 0, True),
-        ("exit 5", {"D2V_RETRY": "1"}, 5, False),
+        (SAVE + "exit 5", {}, 0, True),  # a GPU may have failed
+        (SAVE + "exit 5", {"D2V_RETRY": "0"}, 5, False),
+        (SAVE + 'touch "$RUN/FAILED"; exit 5', {}, 5, False),  # a restart would fail again
     ],
 )
 def test_requeue(attempt: Attempt, behaviour: str, variables: dict[str, str], status: int, requeued: bool) -> None:
@@ -148,10 +148,12 @@ def test_attempts_without_progress_end(attempt: Attempt) -> None:
     assert attempt.run("true", SLURM_JOB_ID="8", SLURM_RESTART_COUNT="0")[0] == 0  # submitted anew
 
 
-def test_an_old_marker_does_not_count(attempt: Attempt) -> None:
+def test_old_markers_do_not_count(attempt: Attempt) -> None:
     attempt.run_dir.mkdir()
-    (attempt.run_dir / "RESUME").touch()
+    for name in ("RESUME", "FAILED", "DONE"):
+        (attempt.run_dir / name).touch()
     assert attempt.run("exit 1")[0] == 1
+    assert not (attempt.run_dir / "FAILED").exists()
     assert not attempt.requeued
 
 
