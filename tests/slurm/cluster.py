@@ -1,7 +1,7 @@
 """A real SLURM of several nodes on this machine: munged, slurmctld and one slurmd per node, with their own folder.
 
 Nothing outside the folder is written. Every process of it, and of its jobs, has the folder's SLURM_CONF in its
-environment; by that they are found and ended.
+environment; by that they are found and ended, by a process of its own, also when the tests are killed.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import shutil
 import socket
 import stat
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -58,6 +59,12 @@ class Cluster:
         self.nodes = [f"n{number}" for number in range(num_nodes)]
         self.folder = Path(tempfile.mkdtemp(prefix="d2v-slurm-"))
         self.environment = os.environ | {"SLURM_CONF": str(self.folder / "slurm.conf")}
+        self._guard = subprocess.Popen(
+            [sys.executable, "-m", __name__, self.folder],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+            cwd=Path(__file__).parents[2],
+        )
         for name in ("run", "state", "log", "dev"):
             (self.folder / name).mkdir()
         try:
@@ -69,9 +76,9 @@ class Cluster:
 
     def stop(self) -> None:
         """End every process of the cluster and of its jobs, and remove the folder."""
-        for _ in range(3):  # what is about to start another process may have done so
-            self._kill(lambda _: True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        assert self._guard.stdin is not None
+        self._guard.stdin.close()
+        self._guard.wait()
 
     def run(self, *command: str, timeout: float = 20, **variables: str) -> str:
         """Standard output of a command inside the cluster; AssertionError with all it said if it fails."""
@@ -95,7 +102,7 @@ class Cluster:
 
     def kill_node(self, node: str) -> None:
         """Power failure: the daemon, the steps and the tasks of a node are gone at once."""
-        self._kill(lambda environment: environment.get("SLURMD_NODENAME") == node)
+        _kill(self.folder, lambda environment: environment.get("SLURMD_NODENAME") == node)
 
     def start_node(self, node: str) -> None:
         """Power on, and wait until the node can be used."""
@@ -145,21 +152,6 @@ class Cluster:
                 stderr=log,
                 start_new_session=True,
             )
-
-    def _kill(self, chosen: Callable[[dict[str, str]], bool]) -> None:
-        victims = []
-        for process in psutil.process_iter():
-            try:
-                environment = process.environ()
-                if environment.get("SLURM_CONF") == self.environment["SLURM_CONF"] and chosen(environment):
-                    process.suspend()  # or some would still report that others died
-                    victims.append(process)
-            except psutil.Error:
-                continue
-        for process in victims:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-        psutil.wait_procs(victims, timeout=10)
 
     def _configure(self) -> None:
         host = socket.gethostname()
@@ -223,3 +215,32 @@ GresTypes=gpu
 
 def _tail(path: Path, lines: int) -> list[str]:
     return path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
+
+
+def _kill(folder: Path, chosen: Callable[[dict[str, str]], bool]) -> None:
+    """Kill those processes of the cluster in a folder, and of its jobs, whose environment is chosen."""
+    victims = []
+    for process in psutil.process_iter():
+        try:
+            environment = process.environ()
+            if environment.get("SLURM_CONF") == str(folder / "slurm.conf") and chosen(environment):
+                process.suspend()  # or some would still report that others died
+                victims.append(process)
+        except psutil.Error:
+            continue
+    for process in victims:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    time.sleep(0.2)  # they may be others' children: nothing to wait for
+
+
+def guard(folder: Path) -> None:
+    """End the cluster in a folder when whoever started this process says so, or is gone in whatever way."""
+    sys.stdin.read()
+    for _ in range(3):  # what is about to start another process may have done so
+        _kill(folder, lambda _: True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    guard(Path(sys.argv[1]))
