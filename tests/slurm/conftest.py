@@ -25,6 +25,15 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def unbroken(cluster: Cluster, digit_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two ranks, one per node."""
     run_dir = tmp_path_factory.mktemp("slurm") / "unbroken"
-    finish(cluster, submit(cluster, digit_shards, run_dir), run_dir)
+    finish(cluster, submit(cluster, digit_shards, run_dir, gpus_per_node=1), run_dir)
+    return run_dir
+
+
+@pytest.fixture(scope="session")
+def unbroken_of_four(cluster: Cluster, digit_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four ranks, two per node."""
+    run_dir = tmp_path_factory.mktemp("slurm") / "unbroken_of_four"
+    finish(cluster, submit(cluster, digit_shards, run_dir, gpus_per_node=2), run_dir)
     return run_dir

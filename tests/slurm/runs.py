@@ -1,4 +1,4 @@
-"""The run that all tests here start, in one way or another: two nodes of two ranks."""
+"""The run that all tests here start, in one way or another, on two nodes."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.distributed.launch import REPOSITORY, train_records
 from tests.slurm.cluster import Cluster
 
-STEPS = 40
+STEPS = 30
 OPTIONS = (
     f"--training.max-steps={STEPS}",
     "--training.global-batch-size=8",
@@ -31,9 +31,10 @@ def arguments(shards: Path, run_dir: Path) -> list[str]:
     return ["image-tiny", f"--run-dir={run_dir}", f"--data.path={shards}", *OPTIONS]
 
 
-def submit(cluster: Cluster, shards: Path, run_dir: Path) -> str:
+def submit(cluster: Cluster, shards: Path, run_dir: Path, *, gpus_per_node: int) -> str:
     """Submit the run; the job's id."""
-    command = [*D2V, "launch", "slurm", *arguments(shards, run_dir), "--nodes=2", "--gpus-per-node=2"]
+    layout = ("--nodes=2", f"--gpus-per-node={gpus_per_node}")
+    command = [*D2V, "launch", "slurm", *arguments(shards, run_dir), *layout]
     return cluster.run(*command, timeout=60, **VARIABLES).split()[1].rstrip(";")
 
 

@@ -8,12 +8,12 @@ from tests.distributed.launch import free_port
 from tests.slurm.cluster import Cluster
 from tests.slurm.runs import D2V, STEPS, VARIABLES, arguments, losses
 
-SRUN = ("srun", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--gpus-per-node=2", "--cpus-per-task=4")
+SRUN = ("srun", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=2")
 HOSTFILE = (*D2V, "launch", "hostfile")
 LAUNCHERS = {
-    "torchrun": ("torchrun", "--nproc-per-node=4", "--master-port={port}", "-m", "deploy.cli", "train"),
-    "deepspeed with a hostfile": (*HOSTFILE, "--hosts=localhost", "--gpus-per-node=4", "--master-port={port}"),
-    "deepspeed --no_ssh under srun": (*SRUN, "--kill-on-bad-exit=1", *HOSTFILE, "--no-ssh", "--gpus-per-node=2"),
+    "torchrun": ("torchrun", "--nproc-per-node=2", "--master-port={port}", "-m", "deploy.cli", "train"),
+    "deepspeed with a hostfile": (*HOSTFILE, "--hosts=localhost", "--gpus-per-node=2", "--master-port={port}"),
+    "deepspeed --no_ssh under srun": (*SRUN, "--kill-on-bad-exit=1", *HOSTFILE, "--no-ssh", "--gpus-per-node=1"),
 }
 
 
