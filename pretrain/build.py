@@ -174,14 +174,12 @@ def build_networks(
     stage = config.parallel.zero_stage
     releases = stage == 3 and groups.tp_size == 1  # megatron's linears do
     numbers = stages_of_run(config, pp_size=groups.pp_size)[groups.pp_rank]
+    dtype = DTYPES[config.precision.dtype]
+    teacher = without_weights(Data2Vec(config.model, role="teacher", linears=linears, numbers=numbers)).to(dtype)
     student = Data2Vec(config.model, linears=ReleasingLinears() if releases else linears, numbers=numbers)
-    initialize(student, config.training.seed)
+    initial = draw(student, config.training.seed, device, dtype if stage > 0 else torch.float32)
     if config.parallel.recompute:
         student.recompute_blocks()
-    initial = {name: parameter.detach().clone() for name, parameter in student.named_parameters()}
-    dtype = DTYPES[config.precision.dtype]
-    student = student.to(device, dtype if stage > 0 else torch.float32)
-    teacher = Data2Vec(config.model, role="teacher", linears=linears, numbers=numbers).to(dtype)
     if config.parallel.compile == "blocks":
         for network in (student, teacher):
             compile_blocks(network, dynamic=config.model.audio is not None)
@@ -193,6 +191,25 @@ def build_networks(
     own = [piece for piece in engine.fragments if piece.group == TEACHER_GROUP]
     layout, gathered = engine.groups[TEACHER_GROUP], config.parallel.gathers_teacher
     return engine, ShardedTeacher(teacher, layout, own, groups, device, gathered=gathered)
+
+
+def without_weights(network: Data2Vec) -> Data2Vec:
+    """A network whose weights will come from elsewhere, and need no memory until then."""
+    for parameter in network.parameters():
+        parameter.data = parameter.data.new_empty(0)
+    return network
+
+
+def draw(student: Data2Vec, seed: int, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Draw the initial weights of a student in host memory, then move it to ``device`` in ``dtype``.
+
+    Returns:
+        by name the fp32 weights that were drawn: those themselves, for a copy might not fit beside them.
+    """
+    initialize(student, seed)
+    drawn = {name: parameter.detach() for name, parameter in student.named_parameters()}
+    student.to(device, dtype)
+    return drawn
 
 
 def make_schedule(

@@ -99,6 +99,12 @@ class ParallelSection:
             f"{self.compile} does not go with parallel.zero_stage 3, which brings the weights of each module while "
             "its block runs; the nearest stage is 2",
         )
+        _require(
+            self.compile == "none" or not self.recompute or self.pp_size == 1,
+            "parallel.compile",
+            f"{self.compile} and parallel.recompute do not go together with stages: until a block runs again, other "
+            "microbatches may have compiled a graph that it would take then; set one of the two back",
+        )
 
     @property
     def gathers_teacher(self) -> bool:

@@ -117,3 +117,10 @@ def test_dropout_is_drawn_from_the_seed() -> None:
 def test_stage_3_is_refused() -> None:
     with pytest.raises(RunError, match=r"parallel.compile: blocks .*zero_stage 3.*nearest stage is 2"):
         ParallelSection(compile="blocks", zero_stage=3)
+
+
+def test_recomputation_in_stages_is_refused() -> None:
+    """Torch would find other tensors than it kept, once microbatches of another shape have compiled a graph."""
+    with pytest.raises(RunError, match=r"parallel.compile: blocks and parallel.recompute .*stages"):
+        ParallelSection(compile="blocks", recompute=True, pp_size=2)
+    assert ParallelSection(compile="blocks", recompute=True, tp_size=2).compile == "blocks"
