@@ -1,6 +1,7 @@
 """``d2v plan``: which layouts of a recipe fit a cluster, what each takes, the files that start the best. No torch."""
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -106,17 +107,10 @@ def pinned_json(config: RunConfig, pinned: frozenset[str], user: dict[str, Any])
 
 def flags(plan: Plan) -> list[str]:
     """Arguments of ``d2v train`` that make a layout."""
-    section, training = plan.config.parallel, plan.config.training
-    made = [
-        f"--parallel.tp-size={section.tp_size}",
-        f"--parallel.pp-size={section.pp_size}",
-        f"--parallel.zero-stage={section.zero_stage}",
-        f"--parallel.sequence-parallel={str(section.sequence_parallel).lower()}",
-        f"--parallel.teacher={section.teacher}",
-        f"--parallel.offload={section.offload}",
-        f"--parallel.recompute={str(section.recompute).lower()}",
-        f"--training.global-batch-size={training.global_batch_size}",
-    ]
+    section, training = dataclasses.asdict(plan.config.parallel), plan.config.training
+    values = {f"parallel.{name}": value for name, value in section.items() if name != "timeout_seconds"}
+    values |= {"training.global_batch_size": training.global_batch_size}
+    made = [f"--{name.replace('_', '-')}={str(value).lower()}" for name, value in values.items()]
     if training.microbatch_size is not None:
         made.append(f"--training.microbatch-size={training.microbatch_size}")
     return made

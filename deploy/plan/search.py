@@ -176,7 +176,11 @@ def _sections(problem: Problem, refusals: list[Refusal]) -> Iterator[ParallelSec
             recompute=False,
         )
         for zero_stage in ZERO_STAGES:
-            section = dataclasses.replace(plain, zero_stage=zero_stage)
+            try:
+                section = dataclasses.replace(plain, zero_stage=zero_stage)
+            except RunError as error:  # of another option that the configuration sets
+                refusals.append(Refusal(plain, str(error)))
+                continue
             if not problem.allows(section, DEGREES):
                 continue
             try:

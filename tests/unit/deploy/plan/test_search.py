@@ -184,6 +184,14 @@ def test_pinned_fields_are_kept() -> None:
     assert sections and {(section.tp_size, section.recompute) for section in sections} == {(2, True)}
 
 
+def test_an_option_that_excludes_a_stage_refuses_it() -> None:
+    """Compiled blocks do not go with stage 3: the other stages are planned, and the reason is given."""
+    found = search(problem("image-base", "8xH100", 0, "--parallel.compile=blocks"))
+    stages = {plan.config.parallel.zero_stage for plan in found.plans}
+    assert stages == {0, 1, 2} and {plan.config.parallel.compile for plan in found.plans} == {"blocks"}
+    assert any(refusal.reason.startswith("parallel.compile: blocks does not go with") for refusal in found.refusals)
+
+
 def test_time_saving_options_are_tried_where_they_are_needed() -> None:
     """7 B on one device of 40 GB: only with the optimizer on the host and a gathered teacher."""
     found = search(problem("image-7b", "1xA100-40"))
