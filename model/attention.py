@@ -1,5 +1,6 @@
 """Multi-head self-attention with an additive bias."""
 
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.linear import LinearFactory
-from model.rows import RowDropout
+from model.rows import OwnDropout
 from model.sections import EncoderConfig
 
 
@@ -26,14 +27,14 @@ class Attention(nn.Module):
         self._linears = linears
         self.qkv = linears.column(config.dim, 3 * config.dim)
         self.output = linears.row(config.dim, config.dim)
-        self.dropout = RowDropout(config.dropout, linears.hidden)
+        self.dropout = OwnDropout(config.dropout, linears.hidden)
 
     def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Tokens (N, T, D) and bias None or broadcastable to (N, heads here, T, T), fp32 -> (N, T, D)."""
         heads = self.qkv(x).unflatten(-1, (self.num_heads, 3, -1)).permute(3, 0, 2, 1, 4)
         query, key, value = heads.unbind(0)
         dropout = self._attention_dropout if self.training else 0.0
-        with self._linears.own_draws(x.device):  # heads of other ranks have other weights to drop
+        with self._linears.own_draws(x.device) if dropout else nullcontext():  # other ranks have other heads
             mixed = attend(query, key, value, bias, dropout=dropout)
         return self.dropout(self.output(mixed.transpose(1, 2).flatten(2)))
 

@@ -160,7 +160,7 @@ class Data2Vec(nn.Module):
         if not self.is_last:
             return StageOutput(leave(encoded), None if tokens is None else tokens.detach())
         assert noise is not None
-        encoded, here = self._linears.leave(encoded), self.views_here(views)
+        encoded, here = self._linears.out_of_blocks(encoded), self.views_here(views)
         prediction, reconstruction = self._predict(encoded, here, noise, modality, reseed)
         whole = None if tokens is None else self._whole_context(tokens, modality, padding, skipped, reseed)
         return StudentOutput(here, prediction, encoded, tokens, whole, reconstruction)

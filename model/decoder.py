@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from model.convolution import ConvLayer1d, ConvLayer2d
 from model.masking import Views, take
 from model.positions import sincos_2d
-from model.rows import RowDropout, RowLinear, Rows
+from model.rows import OwnDropout, RowLinear, Rows
 from model.sections import DecoderConfig
 
 
@@ -26,7 +26,7 @@ class Decoder(nn.Module):
         self._grid_size = grid_size
         layer = ConvLayer1d if grid_size is None else ConvLayer2d
         widths = [dim, *([config.dim] * config.num_layers)]
-        self.dropout = RowDropout(config.input_dropout, rows)
+        self.dropout = OwnDropout(config.input_dropout, rows)
         self.layers = nn.ModuleList(
             layer(before, after, config.kernel, config.groups, rows) for before, after in itertools.pairwise(widths)
         )

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from model.attention import Attention
 from model.bias import LayerBias
 from model.linear import LinearFactory
-from model.rows import RowDropout, RowNorm
+from model.rows import OwnDropout, RowNorm
 from model.sections import EncoderConfig
 
 Observe = Callable[[Tensor, Tensor], None]
@@ -32,18 +32,14 @@ class Mlp(nn.Module):
         """Args: the encoder's config; who makes linears."""
         super().__init__()
         hidden = int(config.dim * config.mlp_ratio)
-        self._linears = linears
         self.up = linears.column(config.dim, hidden)
         self.down = linears.row(hidden, config.dim)
-        self.dropout = nn.Dropout(config.activation_dropout)
-        self.output_dropout = RowDropout(config.activation_dropout, linears.hidden)
+        self.dropout = OwnDropout(config.activation_dropout, linears)
+        self.output_dropout = OwnDropout(config.activation_dropout, linears.hidden)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, T, D) -> (N, T, D)."""
-        x = functional.gelu(self.up(x))
-        with self._linears.own_draws(x.device):  # other ranks have other hidden units
-            x = self.dropout(x)
-        return self.output_dropout(self.down(x))
+        return self.output_dropout(self.down(self.dropout(functional.gelu(self.up(x)))))
 
 
 class Block(nn.Module):
@@ -65,7 +61,7 @@ class Block(nn.Module):
         self.attention = Attention(config, linears)
         self.norm2 = RowNorm(config.dim, config.norm_eps, linears.hidden)
         self.mlp = Mlp(config, linears)
-        self.dropout = RowDropout(config.post_mlp_dropout, linears.hidden)
+        self.dropout = OwnDropout(config.post_mlp_dropout, linears.hidden)
 
     def forward(self, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         """Tokens (N, T, D) -> the block's output and its MLP's output, both (N, T, D).
@@ -90,7 +86,7 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig, linears: LinearFactory, numbers: range) -> None:
         """Args: the encoder's config; who makes linears; which blocks there are here, the others are None."""
         super().__init__()
-        self.dropout = RowDropout(config.input_dropout, linears.hidden)
+        self.dropout = OwnDropout(config.input_dropout, linears.hidden)
         self.blocks = nn.ModuleList(
             Block(config, linears) if number in numbers else None  # type: ignore[misc]
             for number in range(config.depth)

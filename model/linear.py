@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from model.rows import ALL_ROWS, Rows
+from model.rows import ALL_ROWS, Draws, Rows
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class EmbeddingPart(nn.Module):
     weight: nn.Parameter
 
 
-class LinearFactory(Protocol):
+class LinearFactory(Draws, Protocol):
     """Makes linears and embeddings, whole or cut over ``size`` ranks; modules have ``weight`` and ``bias``."""
 
     rank: int
@@ -88,20 +88,16 @@ class LinearFactory(Protocol):
         """Token numbers -> whole vectors; the padding's row gets no gradient."""
         ...
 
-    def enter(self, x: Tensor, num_rows: int) -> Tensor:
+    def into_blocks(self, x: Tensor, num_rows: int) -> Tensor:
         """From a frontend to the blocks: rows of ``ends``, ``num_rows`` in all, -> rows of ``hidden``."""
         ...
 
-    def leave(self, x: Tensor) -> Tensor:
+    def out_of_blocks(self, x: Tensor) -> Tensor:
         """From the blocks to a decoder: rows of ``hidden`` -> rows of ``ends``."""
         ...
 
     def shared(self, x: Tensor) -> Tensor:
         """A whole tensor of which each rank uses what its heads need: its gradient is the sum over the ranks."""
-        ...
-
-    def own_draws(self, device: torch.device) -> AbstractContextManager[None]:
-        """Inside, random numbers differ between ranks; outside they are the same on all."""
         ...
 
 
@@ -125,11 +121,11 @@ class PlainLinears:
         """``nn.Embedding``."""
         return nn.Embedding(num_embeddings, dim, padding_idx=padding_index)
 
-    def enter(self, x: Tensor, num_rows: int) -> Tensor:
+    def into_blocks(self, x: Tensor, num_rows: int) -> Tensor:
         """As it is."""
         return x
 
-    def leave(self, x: Tensor) -> Tensor:
+    def out_of_blocks(self, x: Tensor) -> Tensor:
         """As it is."""
         return x
 

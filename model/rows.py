@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-class Rows(Protocol):
+class Draws(Protocol):
+    """Of what ranks have a part each: rows, or a layer's heads and units."""
+
+    def own_draws(self, device: torch.device) -> AbstractContextManager[None]:
+        """Inside, random numbers are those of this rank's part; outside they are the same on all ranks."""
+        ...
+
+
+class Rows(Draws, Protocol):
     """How the rows of a batch lie over ranks."""
 
     def here(self, num_rows: int) -> range:
@@ -29,10 +37,6 @@ class Rows(Protocol):
 
     def shared(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """What is alike on every rank and serves this rank's rows: the gradients are sums over the ranks."""
-        ...
-
-    def own_draws(self, device: torch.device) -> AbstractContextManager[None]:
-        """Inside, random numbers are those of this rank's rows."""
         ...
 
 
@@ -90,17 +94,17 @@ class RowLinear(nn.Linear):
         return functional.linear(x, *self._rows.shared(self.weight, self.bias))
 
 
-class RowDropout(nn.Dropout):
-    """Dropout of this rank's rows."""
+class OwnDropout(nn.Dropout):
+    """Dropout of this rank's part."""
 
-    def __init__(self, probability: float, rows: Rows) -> None:
-        """Args: chance of a zero, which rows."""
+    def __init__(self, probability: float, draws: Draws) -> None:
+        """Args: chance of a zero, of what this is a part."""
         super().__init__(probability)
-        self._rows = rows
+        self._draws = draws
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N here, ...) -> the same."""
+        """As ``nn.Dropout``."""
         if not self.training or self.p == 0:
             return x
-        with self._rows.own_draws(x.device):
+        with self._draws.own_draws(x.device):
             return super().forward(x)

@@ -9,7 +9,7 @@ from model.bias import AttentionBias, LayerBias
 from model.encoder import Block, run_blocks
 from model.linear import LinearFactory, mark_cut
 from model.masking import Views, take
-from model.rows import RowDropout, RowNorm
+from model.rows import OwnDropout, RowNorm
 from model.sections import EncoderConfig, ModalityConfig
 
 
@@ -46,7 +46,7 @@ class Frontend(nn.Module):
             self.alibi_scale = nn.Parameter(scale, requires_grad=config.alibi.learned)
             mark_cut(self.alibi_scale, self._bias.scale_cut)
         self.norm = RowNorm(encoder.dim, encoder.norm_eps, linears.ends) if has_norm else nn.Identity()
-        self.dropout = RowDropout(config.prenet_dropout, linears.ends)
+        self.dropout = OwnDropout(config.prenet_dropout, linears.ends)
         self.blocks = nn.ModuleList(Block(encoder, linears) for _ in range(config.prenet_depth))
 
     def tokens(self, source: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class Frontend(nn.Module):
             x = torch.cat([extra.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
         x = self.dropout(self.norm(x))
         if views is not None:
-            x = self._linears.enter(x, len(views.mask))
+            x = self._linears.into_blocks(x, len(views.mask))
         scale = getattr(self, "alibi_scale", None)
         bias = self._bias(scale, tokens.shape[1], views, padding, tokens.device)
         x = run_blocks(self.blocks, x, bias, skipped)

@@ -63,11 +63,11 @@ class MegatronLinears:
         self._mark(table.weight, 0, num_embeddings)
         return table
 
-    def enter(self, x: Tensor, num_rows: int) -> Tensor:
+    def into_blocks(self, x: Tensor, num_rows: int) -> Tensor:
         """An all-gather, unless hidden states stay split."""
         return x if self._splits_hidden else self.ends.join(x, num_rows)
 
-    def leave(self, x: Tensor) -> Tensor:
+    def out_of_blocks(self, x: Tensor) -> Tensor:
         """This rank's share; the backward pass gathers, unless hidden states are split."""
         return x if self._splits_hidden else self.ends.split(x)
 

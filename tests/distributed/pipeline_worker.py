@@ -13,7 +13,7 @@ import torch
 
 from data_pipelines.batches.base import Batch
 from model.outputs import StageOutput, StudentOutput
-from model.rows import RowDropout
+from model.rows import OwnDropout
 from pretrain import build
 from pretrain.environment import Processes, read_environment
 from pretrain.errors import RunError
@@ -102,7 +102,7 @@ def tensor_parallel_figures(trainer: Trainer) -> dict:
     torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX, group=group)
     torch.distributed.all_reduce(lowest, torch.distributed.ReduceOp.MIN, group=group)
     linears = build.make_linears(trainer._groups, sequence_parallel=True)
-    dropout, ones = RowDropout(0.5, linears.hidden), torch.ones(1, 64)
+    dropout, ones = OwnDropout(0.5, linears.hidden), torch.ones(1, 64)
     torch.manual_seed(0)
     split = dropout(ones)
     with torch.no_grad():
