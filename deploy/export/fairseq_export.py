@@ -74,6 +74,10 @@ def export_fairseq(checkpoint: Path, out: Path, modality: str | None = None) -> 
 def _student(reader: FragmentReader, model: ModelConfig, origin: Origin | None) -> dict[str, Tensor]:
     with torch.device("meta"):
         known = dict(Data2Vec(model).named_parameters())
+        needed = Data2Vec(model, role="encoder").named_parameters()
+    missing = [name for name, one in needed if one.requires_grad and name not in reader.manifest.shapes]
+    if missing:
+        raise RunError(f"{reader.checkpoint}: the student's {missing[0]} does not fit the model of its config.yaml")
     tensors = {
         fairseq_name(name): _stored(reader, "student", name, model) for name in reader.manifest.shapes if name in known
     }

@@ -81,7 +81,7 @@ def logits(
     x = features[:, num_extra_tokens:]
     if head.kind == "ctc":
         letters = _linear(x, weights, "classifier")
-        blank = torch.full((head.num_outputs,), torch.finfo(letters.dtype).min)
+        blank = torch.full((head.num_outputs,), torch.finfo(letters.dtype).min, dtype=letters.dtype)
         blank[0] = 0
         return letters if padding is None else torch.where(padding.unsqueeze(-1), blank, letters)
     if head.kind == "sequence-classification":

@@ -108,6 +108,9 @@ def difference(ours: list[Tensor], folder: Path, modality: str, inputs: Inputs) 
     config = AutoConfig.from_pretrained(folder)
     kinds = {kind.__name__: kind for kind in MODEL_CLASSES.values()}
     reloaded = kinds[config.architectures[0]].from_pretrained(folder, dtype=torch.float32)
-    output = reloaded(**inputs.given(modality), output_hidden_states=True)
-    theirs = [output.hidden_states[-1]] + ([output.logits] if "logits" in output else [])
+    given = inputs.given(modality)
+    bare = getattr(reloaded, reloaded.base_model_prefix, reloaded)
+    theirs = [bare(**given).last_hidden_state]
+    if bare is not reloaded:
+        theirs.append(reloaded(**given).logits)
     return largest_difference(ours, theirs)

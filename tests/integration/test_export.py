@@ -239,37 +239,72 @@ def one_line(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
 
 def test_bad_input_gives_one_line_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good, cut, text = tmp_path / "good.pt", tmp_path / "cut.pt", tmp_path / "text.pt"
-    save(pretrained(GOLDEN / "image" / "mini"), good)
+    lacking, foreign = tmp_path / "lacking.pt", tmp_path / "foreign.pt"
+    whole = pretrained(GOLDEN / "image" / "mini")
+    save(whole, good)
     cut.write_bytes(good.read_bytes()[:-5000])
     text.write_text("not a model")
+    save(whole | {"model": {k: v for k, v in whole["model"].items() if k != "blocks.1.norm1.bias"}}, lacking)
+    torch.save({"state_dict": {"weight": torch.ones(2)}}, foreign)
     assert main(["import", "fairseq", str(good), str(tmp_path / "run")]) == 0
-    run, out = str(tmp_path / "run"), str(tmp_path / "out")
-    step = tmp_path / "run" / "checkpoints" / "step-00000400"
+    run, out, nowhere = str(tmp_path / "run"), str(tmp_path / "out"), str(tmp_path / "nowhere")
     before = {path.name for path in tmp_path.iterdir()}
-    for arguments, expected in (
-        (["import", "fairseq", str(tmp_path / "nowhere"), out], "nowhere: no such file"),
-        (["import", "fairseq", str(cut), out], "cut.pt: cannot be read: not a file of torch.save, or cut short"),
-        (["import", "fairseq", str(text), out], "text.pt: cannot be read: not a file of torch.save"),
-        (["import", "fairseq", str(good), run], f"{run}: exists and is not empty"),
-        (["import", "fairseq", str(good), "/proc/out"], "/proc/out: cannot be written"),
-        (["export", "hf", run, out, "--modality", "audio"], "--modality: the checkpoint has no audio, only image"),
-        (["export", "hf", str(good), out], "good.pt: no checkpoint here"),
-        (["export", "fairseq", run, str(good)], "good.pt: exists"),
-        (["export", "fairseq", run, "/proc/out.pt"], "/proc/out.pt: cannot be written"),
-        (["export", "fairseq", run, out, "--modality", "text"], "--modality: the checkpoint has no text"),
+    for file, where, expected in (
+        (nowhere, out, "nowhere: no such file"),
+        (cut, out, "cut.pt: cannot be read: not a file of torch.save, or cut short"),
+        (text, out, "text.pt: cannot be read: not a file of torch.save"),
+        (lacking, out, "lacking.pt: lacks blocks.1.norm1.bias"),
+        (foreign, out, "foreign.pt: not a checkpoint of fairseq: it has no 'model'"),
+        (tmp_path / "run", out, "run: no such file"),
+        (good, run, f"{run}: exists and is not empty"),
+        (good, "/proc/out", "/proc/out: cannot be written"),
     ):
-        assert expected in one_line(capsys, arguments), arguments
-    manifest = step / "manifest.json"
+        assert expected in one_line(capsys, ["import", "fairseq", str(file), where]), file
+    for kind in ("hf", "fairseq", "onnx", "torch"):
+        for checkpoint, where, options, expected in (
+            (run, out, ["--modality", "audio"], "--modality: the checkpoint has no audio, only image"),
+            (str(good), out, [], "good.pt: no checkpoint here"),
+            (nowhere, out, [], "nowhere: no checkpoint here"),
+            (run, str(good), [], "good.pt: exists"),
+            (run, "/proc/out", [], "/proc/out: cannot be written"),
+        ):
+            assert expected in one_line(capsys, ["export", kind, checkpoint, where, *options]), (kind, expected)
+    assert {path.name for path in tmp_path.iterdir()} == before
+
+
+def test_damaged_checkpoints_give_one_line_and_leave_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(pretrained(GOLDEN / "image" / "mini"), tmp_path / "good.pt")
+    Image.new("L", (30, 30)).save(tmp_path / "photo.png")
+    assert main(["import", "fairseq", str(tmp_path / "good.pt"), str(tmp_path / "run")]) == 0
+    run, before = str(tmp_path / "run"), {path.name for path in tmp_path.iterdir()}
+    commands = [["export", kind, run, str(tmp_path / "out")] for kind in ("hf", "fairseq", "onnx", "torch")]
+    commands.append(["embed", run, str(tmp_path / "photo.png"), "--out", str(tmp_path / "out.npz")])
+
+    def all_say(expected: str) -> None:
+        for arguments in commands:
+            assert expected in one_line(capsys, arguments), arguments
+        assert {path.name for path in tmp_path.iterdir()} == before
+
+    step = tmp_path / "run" / "checkpoints" / "step-00000400"
+    manifest, config, weights = step / "manifest.json", step / "config.yaml", step / "rank-00000.safetensors"
     content = manifest.read_text()
     manifest.write_text(content.replace('"version": 2', '"version": 99'))
-    for arguments in (["export", "hf", run, out], ["export", "fairseq", run, out]):
-        assert "checkpoint format version 99" in one_line(capsys, arguments)
+    all_say("checkpoint format version 99")
+    described = json.loads(content)
+    del described["shapes"]["encoder.blocks.1.norm1.bias"]
+    manifest.write_text(json.dumps(described))
+    all_say("encoder.blocks.1.norm1.bias does not fit the model of its config.yaml")
     manifest.write_text(content)
-    weights = step / "rank-00000.safetensors"
+    settings = config.read_text()
+    config.unlink()
+    all_say("config.yaml: No such file or directory; is ")
+    config.write_text(settings + "\nnew_field: 1\n")
+    all_say("new_field")
+    config.write_text(settings)
     os.truncate(weights, weights.stat().st_size // 2)
-    for arguments in (["export", "hf", run, out], ["export", "fairseq", run, out]):
-        assert "rank-00000.safetensors: cannot be read" in one_line(capsys, arguments)
-    assert {path.name for path in tmp_path.iterdir()} == before
+    all_say("rank-00000.safetensors: cannot be read")
 
 
 def test_a_modeling_file_that_stands_alone(tmp_path: Path) -> None:

@@ -14,12 +14,16 @@ from torch.nn.utils.rnn import pad_sequence
 
 from deploy.cli import main
 from deploy.export.encoder import load_encoder
+from deploy.export.inference import expected
+from deploy.export.program import fp32_rounding
+from deploy.export.trained import Model
 from model.sections import AlibiConfig
 from pretrain.checkpoint.store import locate
 from pretrain.evaluate.encoder import Source
 from pretrain.recipes.registry import RECIPES
 from tests.unit.deploy.export.checkpoints import write_checkpoint
-from tests.unit.deploy.export.encoders import audio, image, text
+from tests.unit.deploy.export.encoders import audio, head_of, image, random_encoder, text
+from tests.unit.deploy.export.encoders import batch as small_batch
 
 MODELS = {
     "image": image(image_size=28, patch_size=7, in_channels=1, alibi=AlibiConfig()),
@@ -142,3 +146,15 @@ def test_what_differs_too_much_is_not_written(
     (line,) = capsys.readouterr().err.splitlines()
     assert "not written: largest difference to our model: " in line and "more than 1e-09 (--tolerance)" in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_fp32_loses() -> None:
+    """Of padded frames only the blank counts, whose size is that of the type."""
+    head, weights = head_of("ctc")
+    model, inputs = Model(random_encoder(audio()), head, weights), small_batch(audio())
+    ours = [expected(model, inputs)]
+    assert (ours[0]["logits"] < -1e30).any()
+    lost = fp32_rounding(model, [inputs], ours)
+    assert 1e-7 < lost < 1e-4
+    ours[0]["logits"][0, 0, 0] += 0.5
+    assert 0.499 < fp32_rounding(model, [inputs], ours) < 0.501
