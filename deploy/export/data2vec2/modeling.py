@@ -103,13 +103,14 @@ class Data2Vec2Model(Data2Vec2PreTrainedModel):
             raise ValueError(f"this is an encoder of {self.config.modality}: give it {self.main_input_name}")
         frontend = self.frontends[self.config.modality]
         assert isinstance(frontend, Frontend)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         x, mask = frontend(source, attention_mask)
         states = [x]
         for block, bias in zip([*frontend.blocks, *self.encoder.blocks], frontend.biases(x, mask), strict=True):
             x = block(x, bias)
-            states.append(x)
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
+            if output_hidden_states:
+                states.append(x)
         output = Data2Vec2Output(
             last_hidden_state=x,
             pooler_output=mean_of_tokens(x, mask, self.config.num_extra_tokens),
