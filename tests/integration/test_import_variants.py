@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn import functional
 
 import deploy.export.registration  # noqa: F401  the Auto classes need it
 from deploy.cli import main
@@ -140,3 +142,67 @@ def test_variant_has_the_references_features(name: str, tmp_path: Path) -> None:
     if padded is not None:  # what a key that is padding weighs is seen
         assert (features(cfg["model"], tensors, modality, source, None) - expected).abs().max() > 1e-3
     assert load_file(tmp_path / "hf" / "model.safetensors").keys() == encoder.state_dict().keys()
+
+
+def fine_tuned(kind: str, cfg: dict[str, Any], encoder: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A file of a fine-tuned model, and the weights of its head by fairseq's names."""
+    dim, generator = cfg["model"]["embed_dim"], torch.Generator().manual_seed(6)
+    glue = "classification_heads.task."
+    shapes = {
+        "ctc": {"w2v_encoder.proj": (32, dim)},
+        "glue": {f"{glue}dense": (dim, dim), f"{glue}out_proj": (3, dim)},
+        "imagenet": {"fc_norm": (dim,), "head": (7, dim)},
+    }[kind]
+    head = {}
+    for name, shape in shapes.items():
+        head[f"{name}.weight"] = torch.randn(shape, generator=generator) / dim**0.5
+        head[f"{name}.bias"] = torch.randn(shape[:1], generator=generator)
+    prefix, place = ("w2v_encoder.w2v_model.", "w2v_args") if kind == "ctc" else ("model.", "pretrained_model_args")
+    wrapped = {prefix + name: tensor for name, tensor in encoder.items() if ".decoder." not in name}
+    return content({"model": {"_name": kind, place: cfg}}, OrderedDict(wrapped | head)), head
+
+
+def logits_of(kind: str, head: dict[str, Tensor], tokens: Tensor) -> Tensor:
+    """What the facts (section 4) say of the heads; tokens (B, T, D) without extra ones."""
+
+    def linear(name: str, x: Tensor) -> Tensor:
+        return functional.linear(x, head[f"{name}.weight"], head[f"{name}.bias"])
+
+    if kind == "ctc":
+        return linear("w2v_encoder.proj", tokens)
+    if kind == "glue":
+        hidden = linear("classification_heads.task.dense", tokens[:, 0])
+        return linear("classification_heads.task.out_proj", hidden.tanh())
+    pooled = tokens.mean(dim=1)
+    return linear(
+        "head", functional.layer_norm(pooled, pooled.shape[-1:], head["fc_norm.weight"], head["fc_norm.bias"], 1e-6)
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "auto_class"),
+    [
+        ("ctc", "audio, own blocks, scale per layer and head", "AutoModelForCTC"),
+        ("glue", "text, own blocks, ALiBi, extra token", "AutoModelForSequenceClassification"),
+        ("imagenet", "image, ALiBi per layer and head", "AutoModelForImageClassification"),
+    ],
+)
+def test_fine_tuned_variant_has_the_references_logits(kind: str, name: str, auto_class: str, tmp_path: Path) -> None:
+    modality, side, model = SIDES[name]
+    cfg, tensors = variant(modality, side, model)
+    checkpoint, head = fine_tuned(kind, cfg, tensors)
+    save(checkpoint, tmp_path / "model.pt")
+    assert main(["import", "fairseq", str(tmp_path / "model.pt"), str(tmp_path / "run")]) == 0
+    assert main(["export", "hf", str(tmp_path / "run"), str(tmp_path / "hf")]) == 0
+    source, padded = batch(modality, cfg["model"]["modalities"][modality])
+    encoded = features(cfg["model"], tensors, modality, source, padded)
+    expected = logits_of(kind, head, encoded[:, cfg["model"]["modalities"][modality]["num_extra_tokens"] :])
+    whole = getattr(transformers, auto_class).from_pretrained(tmp_path / "hf", trust_remote_code=True)
+    mask = {} if padded is None else {"attention_mask": (~padded).long()}
+    with torch.no_grad():
+        found = whole(**{INPUTS[modality]: source}, **mask).logits
+    if kind == "ctc":  # of padded frames the head says the blank
+        real = (found > -1e30).all(dim=-1)
+        assert 0 < (~real).sum() < real.numel()
+        found, expected = found[real], expected[real]
+    assert (found - expected).abs().max() < 1e-5
