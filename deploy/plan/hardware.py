@@ -133,8 +133,9 @@ DEVICES = {
         host_gb_per_s=50,
         matmul_share=0.45,
     ),
-    # One process with one thread of the 2 x86 cores that this package was developed on, measured there (2026-11-25):
-    # see docs/planning.md. Links are gloo over loopback.
+    # One thread of the 2 x86 cores (AMD EPYC, AVX-512) that this package was developed on: matrix products (207 and 87
+    # GFLOP/s at a width of 768) and GELU (8 to 16 GB/s) as measured on 2026-11-25; links (gloo over loopback) and waits
+    # are guesses.
     "cpu": Device(
         tflops=0.2,
         fp32_tflops=0.1,
