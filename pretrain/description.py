@@ -15,6 +15,7 @@ def describe(config: RunConfig, groups: ProcessGroups, device: torch.device, che
     where = f"{groups.world_size} x {torch.cuda.get_device_name(device) if device.type == 'cuda' else 'cpu'}"
     begin = f" from {checkpoint.name}" if checkpoint else ""
     cut = f", each model on {groups.tp_size}" if groups.tp_size > 1 else ""
+    cut += ", hidden states split by rows" if config.parallel.sequence_parallel else ""
     cut += f", in {groups.pp_size} stages" if groups.pp_size > 1 else ""
     layout = f"{config.name}{begin} on {where}{cut}, ZeRO {config.parallel.zero_stage}, {config.precision.dtype}"
     return f"{layout}; {kernels(config, device)}"
