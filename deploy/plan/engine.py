@@ -7,8 +7,8 @@ from typing import Any, Literal
 from model.inventory import Parameter
 from pretrain.sections import ParallelSection, PrecisionSection
 
-Dtype = Literal["fp32", "bf16", "fp64", "int64"]
-SIZES: dict[Dtype, int] = {"fp32": 4, "bf16": 2, "fp64": 8, "int64": 8}
+Dtype = Literal["fp32", "bf16", "fp64", "uint8"]
+SIZES: dict[Dtype, int] = {"fp32": 4, "bf16": 2, "fp64": 8, "uint8": 1}
 """Bytes of an element."""
 
 
@@ -21,8 +21,6 @@ class Engine:
 
     reduce_bucket_size: int = 500_000_000
     """Gradients that are reduced by one collective (stages 1 to 3)."""
-    allgather_bucket_size: int = 500_000_000
-    """Weights that are gathered by one collective (stages 1 and 2)."""
     stage3_param_persistence_threshold: int = 100_000
     """Parameters of fewer elements stay whole on every rank at stage 3."""
     stage3_max_reuse_distance: int = 1_000_000_000

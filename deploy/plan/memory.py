@@ -3,10 +3,14 @@
 Activations are elsewhere; this is what is there whatever the batch: weights, gradients, optimizer, teacher.
 """
 
+import itertools
 from dataclasses import dataclass, fields
 
 from deploy.plan.engine import SIZES, Engine, is_bf16_optimizer
+from deploy.plan.engine_traffic import fetched_again, padded
+from deploy.plan.model_traffic import scale_numels
 from deploy.plan.rank import Rank
+from deploy.plan.teacher_layers import layers_of
 from model.inventory import Parameter
 from pretrain.config import RunConfig
 from pretrain.parallel.grid import Grid
@@ -57,7 +61,7 @@ def state_bytes(config: RunConfig, grid: Grid, pp_rank: int = 0, engine: Engine 
         optimizer=0 if offloads else _optimizer(rank),
         teacher_shard=0 if offloads else FP32 * rank.shard_numel(rank.teachers),
         teacher_weights=_teacher_weights(rank),
-        buffers=_buffers(rank),
+        buffers=_tables(rank) + _bucket(rank, settings) + (_largest(rank) if offloads else 0),
     )
 
 
@@ -66,7 +70,14 @@ def host_bytes(config: RunConfig, grid: Grid, pp_rank: int = 0) -> StateBytes:
     if config.parallel.offload == "none":
         return StateBytes()
     rank = Rank(config, grid, pp_rank)
-    return StateBytes(optimizer=_optimizer(rank), teacher_shard=FP32 * rank.shard_numel(rank.teachers))
+    owned = sum(map(rank.shard_numel, rank.groups))
+    is_split = rank.zero_stage == 3
+    return StateBytes(
+        gradients=FP32 * owned * (2 if is_split else 1),  # what the optimizer reads; at stage 3 also what accumulates
+        optimizer=_optimizer(rank),
+        teacher_shard=FP32 * rank.shard_numel(rank.teachers),
+        buffers=0 if is_split else SIZES[rank.weight_dtype] * owned + _largest(rank),
+    )
 
 
 def _weights(rank: Rank, engine: Engine) -> int:
@@ -77,17 +88,27 @@ def _weights(rank: Rank, engine: Engine) -> int:
 
 
 def _gathered_weights(rank: Rank, engine: Engine) -> int:
+    """At the end of the forward pass: what is not fetched again for the backward pass, and what is fetched ahead."""
     if rank.zero_stage < 3:
         return 0
-    large = sum(one.numel for group in rank.groups for one in group if not engine.keeps_whole(one))
-    return SIZES[rank.weight_dtype] * min(large, engine.stage3_max_live_parameters)
+    most = 0
+    for one in rank.microbatches:
+        large = [parameter for parameter in rank.used(one.modality) if not engine.keeps_whole(parameter)]
+        again = fetched_again(rank, engine, large)
+        kept = padded(rank, large) - padded(rank, again)
+        ahead = max(engine.stage3_prefetch_bucket_size, max((parameter.numel for parameter in again), default=0))
+        most = max(most, kept + min(ahead, padded(rank, again)))
+    return SIZES[rank.weight_dtype] * most
 
 
 def _gradients(rank: Rank) -> int:
-    computed = SIZES[rank.weight_dtype] * rank.numel
-    if is_bf16_optimizer(rank.parallel, rank.precision):
-        return FP32 * sum(map(rank.whole_numel, rank.groups)) + computed
-    return computed if rank.zero_stage < 2 else FP32 * sum(map(rank.shard_numel, rank.groups))
+    owned = sum(map(rank.shard_numel, rank.groups))
+    if is_bf16_optimizer(rank.parallel, rank.precision):  # whole in both precisions
+        return FP32 * sum(map(rank.whole_numel, rank.groups)) + SIZES[rank.dtype] * rank.numel
+    if rank.zero_stage < 2:
+        return FP32 * rank.numel
+    is_on_host = rank.zero_stage == 3 and rank.parallel.offload == "optimizer"
+    return 0 if is_on_host else FP32 * owned
 
 
 def _optimizer(rank: Rank) -> int:
@@ -101,41 +122,40 @@ def _teacher_weights(rank: Rank) -> int:
     if not rank.parallel.gathers_teacher:
         is_flat = rank.zero_stage < 3
         return size * (rank.grid.dp_size * rank.shard_numel(rank.teachers) if is_flat else _numel(rank.teachers))
-    layers, kept = _layers(rank.teachers)
-    pairs = [one + other for one, other in zip(layers, [*layers[1:], 0], strict=True)]
-    return size * (kept + max(pairs))
+    layers, kept = layers_of(rank, rank.teachers)
+    pairs = [one.numel + other.numel for one, other in itertools.pairwise(layers)]
+    return size * (kept.numel + max(pairs, default=layers[0].numel))
 
 
-def _buffers(rank: Rank) -> int:
+def _tables(rank: Rank) -> int:
+    """Fixed positions of images, of the student's frontend and decoder and of the teacher's frontend; in later stages
+    of a pipeline ALiBi's scales.
+    """
+    scales = 0 if rank.is_first else FP32 * sum(scale_numels(rank))
     image = rank.config.model.image
     if image is None:
-        return 0
+        return scales
     student = rank.is_first + (rank.is_last and image.decoder.add_positions != "none")
     teacher = rank.is_first and image.teacher_scope != "encoder"
-    return image.num_tokens * rank.dim * (SIZES[rank.weight_dtype] * student + SIZES[rank.dtype] * teacher)
+    table = image.num_tokens * rank.dim
+    return scales + table * (SIZES[rank.weight_dtype] * student + SIZES[rank.dtype] * teacher)
+
+
+def _bucket(rank: Rank, engine: Engine) -> int:
+    """Where gradients are put together to be reduced: whole, however small the model is. At stage 1 from the first
+    backward pass to the step, at stage 2 during backward passes, at stage 3 always.
+    """
+    if rank.zero_stage == 0 or is_bf16_optimizer(rank.parallel, rank.precision):
+        return 0
+    return engine.reduce_bucket_size * (FP32 if rank.zero_stage == 1 else SIZES[rank.weight_dtype])
+
+
+def _largest(rank: Rank) -> int:
+    """Buffers of offloading, through which one parameter's gradient passes: one on the device, one on the host."""
+    if rank.zero_stage == 3:
+        return 0
+    return SIZES[rank.weight_dtype] * max(one.numel for group in rank.groups for one in group)
 
 
 def _numel(parameters: list[Parameter]) -> int:
     return sum(one.numel for one in parameters)
-
-
-def _layers(parameters: list[Parameter]) -> tuple[list[int], int]:
-    """Elements of the teacher's layers, which come and go together, and of what belongs to none."""
-    layers: dict[str, int] = {}
-    kept = 0
-    for one in parameters:
-        layer = _layer_of(one.name)
-        if layer is None:
-            kept += one.numel
-        else:
-            layers[layer] = layers.get(layer, 0) + one.numel
-    return list(layers.values()), kept
-
-
-def _layer_of(name: str) -> str | None:
-    """The module that ``GatheredWeights`` brings with a parameter."""
-    parts = name.split(".")
-    start = 2 if parts[0] == "frontends" else 1
-    if parts[start] in ("extra_tokens", "alibi_scale"):
-        return None
-    return ".".join(parts[: start + (2 if parts[start] == "blocks" else 1)])

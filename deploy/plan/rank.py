@@ -4,44 +4,16 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 
 from deploy.plan.engine import Dtype, weight_dtype
-from model.accounting import tokens_of
+from deploy.plan.shapes import Microbatch, microbatches
 from model.config import ModelConfig
 from model.inventory import Parameter, student_parameters, teacher_parameters
-from model.sections import ModalityConfig
 from pretrain.config import RunConfig
 from pretrain.parallel.grid import Grid
 from pretrain.sections import ParallelSection, PrecisionSection
-from pretrain.work import stages_of_run, typical_work
+from pretrain.work import stages_of_run
 
-
-@dataclass(frozen=True)
-class Microbatches:
-    """What a rank's step has of one modality."""
-
-    side: ModalityConfig
-    number: int
-    """Microbatches per step."""
-    num_samples: float
-    """B of one microbatch; of audio typical."""
-    num_tokens: int
-    """T."""
-
-    @property
-    def student_tokens(self) -> int:
-        """Rows of the student's hidden states in one microbatch: B * M * (extra + V)."""
-        side = self.side
-        num_kept = self.num_tokens - side.mask.num_removed(self.num_tokens)
-        return round(self.num_samples * side.num_views) * (side.num_extra_tokens + num_kept)
-
-    @property
-    def teacher_tokens(self) -> int:
-        """Rows of the teacher's: B * (extra + T)."""
-        return round(self.num_samples) * (self.side.num_extra_tokens + self.num_tokens)
-
-    @property
-    def target_tokens(self) -> int:
-        """Rows of the targets: B * T."""
-        return round(self.num_samples) * self.num_tokens
+FILLER = Parameter("filler", (1,), False)
+"""Of a stage that has nothing but what the teacher has too, see ``pretrain.optim``; it never gets a gradient."""
 
 
 class Group(list[Parameter]):
@@ -123,8 +95,8 @@ class Rank:
 
     @property
     def numel(self) -> int:
-        """Elements of all its parameters."""
-        return sum(group.numel for group in self.groups)
+        """Elements of all its parameters that get gradients."""
+        return sum(group.numel for group in self.groups if FILLER not in group)
 
     def shard_numel(self, group: Group) -> int:
         """Elements of a group that the optimizer of each data-parallel rank owns, padding included; at stage 0 those
@@ -144,20 +116,13 @@ class Rank:
         return group.numel
 
     @cached_property
-    def microbatches(self) -> list[Microbatches]:
+    def microbatches(self) -> list[Microbatch]:
         """Of a step of this rank, by modality."""
-        found = []
-        for name, work in typical_work(self.config).items():
-            side = self.config.model.modalities[name]
-            _, number = self.config.microbatches(name, self.grid.dp_size)
-            num_samples = work.num_samples / (self.grid.dp_size * number)
-            found.append(Microbatches(side, number, num_samples, tokens_of(side, work.length)))
-        return found
+        return microbatches(self.config, self.grid)
 
-    @property
-    def num_microbatches(self) -> int:
-        """Of a step of this rank."""
-        return sum(one.number for one in self.microbatches)
+    def used(self, modality: str) -> Group:
+        """Parameters that a microbatch of one modality has gradients of."""
+        return _used(self.config.model, self.numbers, self.grid.tp_size, modality)
 
 
 @cache
@@ -166,4 +131,18 @@ def _groups(model: ModelConfig, numbers: range, tp_size: int) -> list[Group]:
     teachers = teacher_parameters(model, numbers, tp_size)
     names = {one.name for one in teachers}
     own = [one for one in student_parameters(model, numbers, tp_size) if one.name not in names]
-    return [Group(teachers), Group(own or [Parameter("filler", (1,), False)])]
+    return [Group(teachers), Group(own or [FILLER])]
+
+
+@cache
+def _used(model: ModelConfig, numbers: range, tp_size: int, modality: str) -> Group:
+    others = set(model.modalities) - {modality}
+    everything = (one for group in _groups(model, numbers, tp_size) for one in group if one != FILLER)
+    return Group(one for one in everything if not _is_of(one.name, others))
+
+
+def _is_of(name: str, modalities: set[str]) -> bool:
+    part, _, rest = name.partition(".")
+    if part == "reconstruction":
+        return "image" in modalities
+    return part in ("frontends", "decoders") and rest.partition(".")[0] in modalities
