@@ -4,7 +4,7 @@ PYTHON ?= $(or $(shell for name in python3.12 python3.11 python3; do $$name -c '
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test check format clean
+.PHONY: demo test check format docs clean
 
 demo: .venv/.installed
 	$(BIN)/python -m deploy.demo
@@ -21,6 +21,9 @@ check: .venv/.installed
 format: .venv/.installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: .venv/.installed
+	$(BIN)/python -m docs.generate
 
 clean:
 	rm -rf .venv runs
