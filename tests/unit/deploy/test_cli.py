@@ -20,6 +20,7 @@ HELP = [
     *([name, "--help"] for name in cli.COMMANDS),
     *(["prepare", kind, "--help"] for kind in ("images", "speech", "text")),
     ["shards", "preview", "--help"],
+    *(["launch", kind, "--help"] for kind in ("local", "hostfile", "slurm")),
     ["train", "image-base", "--help"],
 ]
 
@@ -60,6 +61,8 @@ def test_recipe_help_lists_every_field_with_its_meaning(capsys: pytest.CaptureFi
         (["train", "image-tiny", "--data.path", "/nowhere"], ["/nowhere"]),
         (["train", "image-tiny", "--run-dir", "/proc/run"], ["--run-dir /proc/run", "cannot be written"]),
         (["train", "image-tiny", "--training.microbatch-size", "5"], ["training.microbatch_size", "5 does not divide"]),
+        (["launch", "slrm"], ["unknown launch 'slrm'", "slurm"]),
+        (["launch", "hostfile", "image-tiny", "--gpus-per-node", "1"], ["which machines?", "--hosts a,b"]),
         (["report", "/nowhere"], ["/nowhere"]),
         (["eval", "knn", "/nowhere", "--bank", "x", "--test", "y"], ["/nowhere"]),
         (["export", "hf", "/nowhere", "/tmp/out"], ["/nowhere"]),
