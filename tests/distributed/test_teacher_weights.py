@@ -5,8 +5,13 @@ from typing import Any
 
 import pytest
 
+from deploy.plan.memory import state_bytes
+from pretrain.config import with_overrides
+from pretrain.parallel.grid import Grid
+from pretrain.recipes.registry import recipe
 from tests.distributed.launch import run_ranks
 
+ZERO_STAGES = {"flat": 1, "split": 3}
 CASES = ["flat-resident", "flat-gathered", "split-resident", "split-gathered"]
 
 
@@ -46,6 +51,7 @@ def test_gathered_weights_are_never_more_than_a_layer_and_the_next(ranks: list[d
         beyond = [more - plain for more, plain in zip(gathered["peaks"], resident["peaks"], strict=True)]
         assert layer <= beyond[0] <= 2 * layer
         assert beyond[1:] == [2 * layer] * 2
+        assert gathered["at_rest"] + beyond[1] == planned(cut, len(ranks))
         assert 2 * layer + kept < gathered["whole"]
 
 
@@ -54,3 +60,11 @@ def test_resident_weights_fly_while_the_student_runs(ranks: list[dict[str, Any]]
     """Were an update to wait for its all-gather, these processes would wait for each other for ever."""
     if len(ranks) > 1:
         assert all(rank[f"{cut}-in-flight"] for rank in ranks)
+
+
+def planned(cut: str, num_ranks: int) -> int:
+    """Bytes of the teacher's gathered weights as ``d2v plan`` reckons them."""
+    overrides = [f"--parallel.zero-stage={ZERO_STAGES[cut]}", "--parallel.teacher=gathered"]
+    overrides += ["--precision.dtype=fp32", "--training.global-batch-size=6"]
+    config = with_overrides(recipe("image-tiny"), overrides)
+    return state_bytes(config, Grid(num_ranks, 1)).teacher_weights
