@@ -143,6 +143,7 @@ def run(case: Case, run_dir: Path, processes: Processes) -> dict[str, Any]:
     """What this rank counts of the case, after two steps in which everything takes its place."""
     run_dir.mkdir(parents=True, exist_ok=True)
     before = everything()
+    held = [one for one in gc.get_objects() if isinstance(one, torch.Tensor)]  # lest new ones get their addresses
     user = {"zero_optimization": case.engine} if case.engine else None
     trainer = build.build_trainer(case.config, run_dir, processes, StopRequest(), resume="auto", user_deepspeed=user)
     trainer._throughput.start(0.0)
@@ -155,6 +156,7 @@ def run(case: Case, run_dir: Path, processes: Processes) -> dict[str, Any]:
     del batches, totals
     seen = watch(trainer, Census(trainer, before), collectives)
     trainer.close()
+    held.clear()
     calls = [[*key, *counted] for key, counted in collectives.calls.items()]
     return seen | {"pp_rank": groups.pp_rank, "calls": calls}
 
