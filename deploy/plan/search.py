@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 from deploy.plan.activations import ActivationBytes, activations_of
 from deploy.plan.engine import Engine
@@ -203,7 +203,7 @@ def _plans(problem: Problem, section: ParallelSection, refusals: list[Refusal]) 
     states: dict[ParallelSection, list[State]] = {}
     for size in sizes:
         known: dict[bool, Each] = {}
-        for options in _savings(problem, section):
+        for options in _savings(problem, section, refusals):
             runs = [_with(config, one, size) for one in options]
             plans = [_of(problem, run, grid, states, known) for run in runs if _splits(run, grid, refusals)]
             yield from plans
@@ -211,17 +211,25 @@ def _plans(problem: Problem, section: ParallelSection, refusals: list[Refusal]) 
                 break
 
 
-def _savings(problem: Problem, section: ParallelSection) -> Iterator[list[ParallelSection]]:
+def _savings(problem: Problem, section: ParallelSection, refusals: list[Refusal]) -> Iterator[list[ParallelSection]]:
     """The layout as it is, where the model is cut by tensors with split rows too, which costs hardly anything; then
     with recomputation or a gathered teacher; then with the optimizer on the host.
     """
-    replace = dataclasses.replace
-    plain = [section]
-    if section.tp_size > 1:
-        plain.append(replace(section, sequence_parallel=True))
-    saving = [replace(one, recompute=True) for one in plain]
-    saving += [replace(one, teacher="gathered") for one in [*plain, *saving]]
-    away = [replace(one, offload="optimizer") for one in [*plain, *saving]] if section.zero_stage > 0 else []
+
+    def having(sections: list[ParallelSection], **fields: Any) -> list[ParallelSection]:
+        """Those that may have an option, with it."""
+        changed = []
+        for one in sections:
+            try:
+                changed.append(dataclasses.replace(one, **fields))
+            except RunError as error:
+                refusals.append(Refusal(one, str(error)))
+        return changed
+
+    plain = [section, *(having([section], sequence_parallel=True) if section.tp_size > 1 else [])]
+    saving = having(plain, recompute=True)
+    saving += having([*plain, *saving], teacher="gathered")
+    away = having([*plain, *saving], offload="optimizer") if section.zero_stage > 0 else []
     if problem.pinned.intersection(SAVINGS):
         yield [one for one in [*plain, *saving, *away] if problem.allows(one, SAVINGS)]
     else:
