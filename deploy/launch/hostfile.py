@@ -13,7 +13,7 @@ from deploy.launch.local import PROGRAM, clean_environment, unmarked
 from deploy.launch.nodes import address_of, expand_nodelist
 from deploy.launch.prepare import launch_arguments, prepare, shown
 from deploy.launch.supervise import supervise
-from pretrain.environment import DEFAULT_PORT, slurm_port
+from pretrain.environment import DEFAULT_PORT, free_port, slurm_port
 from pretrain.errors import RunError
 
 _DESCRIPTION = """\
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
         launch.arguments,
         launch.folder / name,
         master_addr=options.master_addr or address_of(hosts[0]),
-        master_port=options.master_port or (slurm_port(os.environ) if "SLURM_JOB_ID" in os.environ else DEFAULT_PORT),
+        master_port=options.master_port or _choose_port(node),
         node_rank=node,
         ssh_port=options.ssh_port,
         only_host=hosts[0] if len(hosts) == 1 else None,
@@ -53,6 +53,13 @@ def main(argv: list[str]) -> int:
     launch.keep(shown(command), **{name: text})
     status = supervise(command, clean_environment(os.environ))
     return status or (unmarked(launch.run_dir) if not node else 0)
+
+
+def _choose_port(node: int | None) -> int:
+    """A port that all machines know: SLURM's job says it, or one machine starts them all; else a fixed one."""
+    if "SLURM_JOB_ID" in os.environ:
+        return slurm_port(os.environ)
+    return free_port() if node is None else DEFAULT_PORT
 
 
 def find_hosts(named: str | None, environment: Mapping[str, str]) -> list[str]:
@@ -140,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--node-rank", type=int, help="with --no-ssh: this machine's place (default: SLURM's)")
     parser.add_argument("--master-addr", help="of the first host (default: its name)")
     parser.add_argument(
-        "--master-port", type=positive_int, help="free on the first host (default: the job's, or 29500)"
+        "--master-port", type=positive_int, help="free on the first host (default: the job's, a free one, or 29500)"
     )
     parser.add_argument("--ssh-port", type=positive_int, help="of the machines")
     return parser

@@ -23,7 +23,7 @@ COMMAND = """\
 @pytest.mark.parametrize(
     ("options", "variables", "which", "port", "how"),
     [
-        (["--hosts=n0,n1"], {}, "", 29_500, ""),
+        (["--hosts=n0,n1", "--master-port=1234"], {}, "", 1234, ""),
         (["--hosts=n[0-1]", "--ssh-port=2222", "--master-port=7"], {}, "", 7, "--ssh_port=2222 "),
         ([], {"SLURM_JOB_NODELIST": "n[0-1]", "SLURM_JOB_ID": "3"}, "", 15_024, ""),
         (["--hosts=n0,n1", "--no-ssh", "--node-rank=1"], {}, "-1", 29_500, "--no_ssh --node_rank=1 "),
@@ -62,6 +62,16 @@ def test_one_host(host: str, flag: str) -> None:
     """DeepSpeed takes the only machine of a hostfile for this one, whatever its name."""
     command = hostfile_command(["train"], Path("/h"), master_addr=host, master_port=1, only_host=host)
     assert command[4:8] == ["--hostfile=/h", f"--master_addr={host}", "--master_port=1", flag]
+
+
+def test_a_port_of_its_own_for_each_run_over_ssh(
+    asked: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another run on the first host may have DeepSpeed's usual one."""
+    words = ["--hosts=n0,n1", "--gpus-per-node=1", "--master-addr=n0", f"--run-dir={tmp_path}", "--dry-run"]
+    assert cli.main(["launch", "hostfile", *asked, *words]) == 0
+    command = capsys.readouterr().out
+    assert "--master_port=" in command and "29500" not in command
 
 
 def test_hosts_are_safe_to_give_to_ssh() -> None:
