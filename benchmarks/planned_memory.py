@@ -125,11 +125,12 @@ def report(case: str, config: RunConfig, grid: Grid, everyone: list[dict[str, in
     state, activations = state_bytes(config, grid, stage), activation_bytes(config, grid, on_cpu=True)[stage]
     gathers = config.parallel.gathers_teacher
     coming = state.gathered_weights + (state.teacher_weights if gathers else 0)  # there for some layers at a time
+    coming += state.buffers if config.parallel.zero_stage == 2 else 0  # a bucket that every backward pass allocates
     planned = {
         "student": state.weights,
         "optimizer": state.optimizer,
         "teacher": state.teacher_shard + (0 if gathers else state.teacher_weights),
-        "activations": activations.peak + coming + state.buffers,
+        "activations": activations.peak + coming,
     }
     measured = everyone[fullest]
     return {
