@@ -100,6 +100,12 @@ class ParallelSection:
             "its block runs; the nearest stage is 2",
         )
         _require(
+            self.compile == "none" or not self.sequence_parallel,
+            "parallel.compile",
+            f"{self.compile} does not go with parallel.sequence_parallel, whose collectives inside a block "
+            "torch.compile cannot trace; set one of the two back",
+        )
+        _require(
             self.compile == "none" or not self.recompute or self.pp_size == 1,
             "parallel.compile",
             f"{self.compile} and parallel.recompute do not go together with stages: until a block runs again, other "

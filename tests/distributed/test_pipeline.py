@@ -26,7 +26,7 @@ RESUMED = [
     case("resumed", ALL, pp_size=2, tp_size=2, stop_at=2),  # 4 processes
     case("resumed", ALL, stop_at=4),  # 1
     case("resumed", ALL, pp_size=2, stop_at=6),  # 2
-    case("resumed", ALL, tp_size=2),  # 2
+    case("resumed", ALL, tp_size=2, options={"compile": "blocks"}),  # 2
 ]
 CASES = {
     4: [
@@ -51,6 +51,7 @@ CASES = {
     2: [
         case("pp2", ALL, pp_size=2),
         *(case(f"pp2-{modality}", [modality], pp_size=2) for modality in EACH),
+        case("pp2-compiled", ALL, pp_size=2, options={"compile": "blocks", "teacher": "gathered"}),
         case("pp2-dropout", ALL, pp_size=2, dropout=0.1, options={"recompute": True, "teacher": "gathered"}),
         case("rows-tp2", ALL, tp_size=2, options=ROWS | {"recompute": True}),
         case("rows-tp2-dropout", ALL, tp_size=2, dropout=0.1, options=ROWS),
@@ -118,6 +119,7 @@ LAYOUTS = [
     *((f"pp2-{modality}", f"one-{modality}") for modality in EACH),
     ("pp4-text", "one-text"),
     ("pp2-dp2-text", "one-text"),
+    ("pp2-compiled", "one"),
     ("pp2-dropout", "one-dropout"),
     ("resumed", "one"),
     *((layout, "one") for layout in ("tp4", "rows-pp2-tp2", "rows-dp2-tp2", "rows-tp2")),

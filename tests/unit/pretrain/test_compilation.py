@@ -124,3 +124,8 @@ def test_recomputation_in_stages_is_refused() -> None:
     with pytest.raises(RunError, match=r"parallel.compile: blocks and parallel.recompute .*stages"):
         ParallelSection(compile="blocks", recompute=True, pp_size=2)
     assert ParallelSection(compile="blocks", recompute=True, tp_size=2).compile == "blocks"
+
+
+def test_sequence_parallelism_is_refused() -> None:
+    with pytest.raises(RunError, match=r"parallel.compile: blocks does not go with parallel.sequence_parallel"):
+        ParallelSection(compile="blocks", sequence_parallel=True, tp_size=2)
