@@ -99,10 +99,11 @@ class StudentEngine:
     At stage 3 DeepSpeed cuts every parameter after the whole student was built: for a moment each rank holds all of
     it, in the compute precision on its device and (``pretrain.build``'s initial weights) in fp32 in host memory.
     From then on a parameter is whole only around its module's forward and backward, unless it is small or soon used
-    again (``zero_optimization.stage3_param_persistence_threshold``, ``stage3_max_reuse_distance``; a model of less
-    than the latter, 1e9 elements by default, stays whole from forward to backward). Its hooks are called by the
-    engine's forward: nothing may call the student around it. Where microbatches of several modalities alternate,
-    DeepSpeed's record of the order of modules never holds, so that it gathers without prefetching.
+    again (``zero_optimization.stage3_param_persistence_threshold``, ``stage3_max_reuse_distance``; it stays whole from
+    forward to backward if what lies between, counted twice, is less than the latter, 1e9 elements by default). Its
+    hooks are called by the engine's forward: nothing may call the student around it. Where microbatches of several
+    modalities alternate, DeepSpeed's record of the order of modules never holds, so that it gathers without
+    prefetching.
 
     Attributes:
         groups: layout of every optimizer group.

@@ -8,6 +8,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from deploy.plan.shapes import microbatches
 from model.data2vec import Data2Vec
+from model.decoder import Decoder
 from model.initialization import initialize
 from model.losses import objective
 from model.masking import split_views
@@ -51,7 +52,9 @@ def measure(config: RunConfig) -> Live:
         noise = torch.randn(*views.removed.shape, config.model.encoder.dim, dtype=dtype)
         given = source.to(dtype) if source.is_floating_point() else source
         with tally.saved("student"):
-            student.decoders[modality].dropout.register_forward_pre_hook(lambda *_: tally.begin("decoder"))
+            decoder = student.decoders[modality]
+            assert isinstance(decoder, Decoder)
+            decoder.dropout.register_forward_pre_hook(lambda *_: tally.begin("decoder"))
             out = student(given, views, noise, modality=modality)
         del noise
         goal = teacher.targets(given, out, modality=modality)
