@@ -154,6 +154,7 @@ def test_damaged_newest_checkpoint_falls_back_and_says_so(tmp_path: Path, digit_
     content = bytearray(victim.read_bytes())
     content[-100] ^= 1
     victim.write_bytes(bytes(content))
+    (run_dir / "DONE").unlink()  # a run that is done ends before it reads its checkpoints
     run_ranks("deploy.cli", arguments(digit_shards, run_dir), 1)
     events = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     messages = [record["message"] for record in events if record["kind"] == "event"]
