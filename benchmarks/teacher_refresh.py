@@ -177,6 +177,7 @@ def measure(
             torch.cuda.synchronize()
         if number >= 2:
             steps.append({"step": time.perf_counter() - start, **exposed.seconds})
+    teacher.ready()  # no gather may be in flight when the processes part
     return steps
 
 
