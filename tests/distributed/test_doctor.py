@@ -7,7 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-from tests.distributed.launch import REPOSITORY, free_port, rank_environment
+from pretrain.environment import free_port
+from tests.distributed.launch import REPOSITORY, rank_environment
 
 DOCTOR = ["-m", "deploy.cli", "doctor", "--distributed"]
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from pretrain.checkpoint.progress import newest_checkpoint, step_of
-from tests.distributed.launch import REPOSITORY, free_port, train_records
+from pretrain.environment import free_port
+from tests.distributed.launch import REPOSITORY, train_records
 
 BIN = Path(sys.executable).parent
 LAUNCHERS = {

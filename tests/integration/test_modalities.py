@@ -20,9 +20,10 @@ from deploy.cli import main
 from pretrain.checkpoint.manifest import Manifest
 from pretrain.checkpoint.store import complete_checkpoints, locate
 from pretrain.config import RunConfig, with_overrides
+from pretrain.environment import free_port
 from pretrain.masking import masking_of
 from pretrain.recipes.registry import recipe
-from tests.distributed.launch import REPOSITORY, free_port, rank_environment, run_ranks, train_records
+from tests.distributed.launch import REPOSITORY, rank_environment, run_ranks, train_records
 from tests.integration.test_resume import tensors, wait_for_step
 from tests.unit.data_pipelines.speech import speech
 

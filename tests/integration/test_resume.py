@@ -16,7 +16,8 @@ from pretrain import preempt
 from pretrain.checkpoint.manifest import Manifest
 from pretrain.checkpoint.store import complete_checkpoints, locate
 from pretrain.checkpoint.weights import FragmentReader
-from tests.distributed.launch import REPOSITORY, free_port, rank_environment, run_ranks, train_records
+from pretrain.environment import free_port
+from tests.distributed.launch import REPOSITORY, rank_environment, run_ranks, train_records
 
 STEPS = 30
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.launch import free_port
+from pretrain.environment import free_port
 from tests.slurm.cluster import Cluster
 from tests.slurm.runs import D2V, STEPS, VARIABLES, arguments, losses
 
