@@ -34,7 +34,7 @@ def supervise(command: Sequence[str], environment: Mapping[str, str]) -> int:
             _pass_on(launcher.pid, number)
         status = launcher.wait()
     finally:
-        _kill_group(launcher.pid)  # ranks that a killed launcher left behind
+        kill_session(launcher.pid)  # ranks that a killed launcher left behind
         for number, handler in before.items():
             signal.signal(number, handler)
     return status if status >= 0 else 128 - status
@@ -42,7 +42,7 @@ def supervise(command: Sequence[str], environment: Mapping[str, str]) -> int:
 
 def _pass_on(launcher: int, number: int) -> None:
     if number == signal.SIGQUIT:
-        _kill_group(launcher)
+        kill_session(launcher)
         return
     if number == signal.SIGHUP:  # the terminal went away
         number = signal.SIGTERM
@@ -78,8 +78,9 @@ def _has_rank(process: psutil.Process) -> bool:
         return False
 
 
-def _kill_group(launcher: int) -> None:
+def kill_session(leader: int) -> None:
+    """Kill what was started with ``start_new_session``, as far as it is still there: launcher, ranks, data workers."""
     try:
-        os.killpg(launcher, signal.SIGKILL)
+        os.killpg(leader, signal.SIGKILL)
     except ProcessLookupError:
         return

@@ -1,6 +1,5 @@
 """One candidate for some real steps: a run of ``d2v train`` that is ended as soon as it has been measured."""
 
-import contextlib
 import json
 import os
 import re
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.launch.local import clean_environment, local_command
+from deploy.launch.supervise import kill_session
 from pretrain.environment import free_port
 
 NEVER = 1_000_000_000
@@ -104,8 +104,7 @@ def measure(
 
 def end(process: subprocess.Popen[bytes]) -> None:
     """Kill what a trial started: its launcher, ranks and loaders, all in one session of their own."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    kill_session(process.pid)
     process.wait()
 
 
