@@ -68,48 +68,34 @@ class Device:
         return 1e12 * (self.tflops if dtype == "bf16" else self.fp32_tflops)
 
 
+# NVIDIA A100 Tensor Core GPU data sheet (SXM): bf16 312, TF32 156 (what fp32 products use), HBM 1,555 and
+# 2,039 GB/s, NVLink 600 GB/s both ways, PCIe 4 x16; DGX A100 has one HDR port (200 Gb/s) per GPU.
+_A100 = Device(
+    tflops=312,
+    fp32_tflops=156,
+    memory_gb=40,
+    memory_gb_per_s=1_555,
+    link_gb_per_s=300,
+    network_gbit_per_s=200,
+    host_gb_per_s=25,
+)
+# NVIDIA H100 data sheet (SXM): bf16 989 dense, TF32 495 dense, HBM3 3.35 TB/s, NVLink 900 GB/s both ways,
+# PCIe 5 x16; DGX H100 has one NDR port (400 Gb/s) per GPU.
+_H100 = Device(
+    tflops=989,
+    fp32_tflops=495,
+    memory_gb=80,
+    memory_gb_per_s=3_350,
+    link_gb_per_s=450,
+    network_gbit_per_s=400,
+    host_gb_per_s=50,
+)
 DEVICES = {
-    # NVIDIA A100 Tensor Core GPU data sheet (SXM): bf16 312, TF32 156 (what fp32 products use), HBM 1,555 and
-    # 2,039 GB/s, NVLink 600 GB/s both ways, PCIe 4 x16; DGX A100 has one HDR port (200 Gb/s) per GPU.
-    "A100-40": Device(
-        tflops=312,
-        fp32_tflops=156,
-        memory_gb=40,
-        memory_gb_per_s=1_555,
-        link_gb_per_s=300,
-        network_gbit_per_s=200,
-        host_gb_per_s=25,
-    ),
-    "A100-80": Device(
-        tflops=312,
-        fp32_tflops=156,
-        memory_gb=80,
-        memory_gb_per_s=2_039,
-        link_gb_per_s=300,
-        network_gbit_per_s=200,
-        host_gb_per_s=25,
-    ),
-    # NVIDIA H100 data sheet (SXM): bf16 989 dense, TF32 495 dense, HBM3 3.35 TB/s, NVLink 900 GB/s both ways,
-    # PCIe 5 x16; DGX H100 has one NDR port (400 Gb/s) per GPU.
-    "H100": Device(
-        tflops=989,
-        fp32_tflops=495,
-        memory_gb=80,
-        memory_gb_per_s=3_350,
-        link_gb_per_s=450,
-        network_gbit_per_s=400,
-        host_gb_per_s=50,
-    ),
+    "A100-40": _A100,
+    "A100-80": dataclasses.replace(_A100, memory_gb=80, memory_gb_per_s=2_039),
+    "H100": _H100,
     # NVIDIA H200 data sheet (SXM): as H100 with 141 GB of HBM3e at 4.8 TB/s.
-    "H200": Device(
-        tflops=989,
-        fp32_tflops=495,
-        memory_gb=141,
-        memory_gb_per_s=4_800,
-        link_gb_per_s=450,
-        network_gbit_per_s=400,
-        host_gb_per_s=50,
-    ),
+    "H200": dataclasses.replace(_H100, memory_gb=141, memory_gb_per_s=4_800),
     # NVIDIA DGX B200 data sheet, one of 8 GPUs: bf16 2,250 dense, TF32 1,125 dense, 1,440 GB and 64 TB/s of HBM3e in
     # all, NVLink 14.4 TB/s both ways in all, one port of 400 Gb/s per GPU.
     "B200": Device(
