@@ -29,7 +29,7 @@ print((kibibytes("VmHWM:") - before) * 1024)
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from Linux's /proc")
 def test_export_holds_its_model_once(tmp_path: Path) -> None:
     tiny = RECIPES["image-tiny"]()
-    encoder = dataclasses.replace(tiny.model.encoder, dim=768, num_heads=12, depth=8)
+    encoder = dataclasses.replace(tiny.model.encoder, dim=768, num_heads=12, depth=16)
     large = dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, encoder=encoder))
     for name, config in (("tiny", tiny), ("large", large)):
         write_checkpoint(tmp_path / name, config, teacher=False)
@@ -39,5 +39,6 @@ def test_export_holds_its_model_once(tmp_path: Path) -> None:
     )
     assert process.returncode == 0, process.stderr
     size = (tmp_path / "large-hf" / "model.safetensors").stat().st_size
-    assert size > 220e6
-    assert int(process.stdout.splitlines()[-1]) < 1.3 * size
+    assert size > 450e6  # large beside the few tensors under way, which a larger model has no more of
+    peak = int(process.stdout.splitlines()[-1])
+    assert peak < 1.3 * size, peak / size
