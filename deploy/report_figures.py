@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
-from deploy.report_history import History, Record
+from deploy.report_history import History
+from pretrain.observe.records import Record
 
 COLOURS = ("#2563eb", "#d97706", "#059669", "#9333ea", "#64748b")
 EVENT_COLOURS = {"resume": "#475569", "alarm": "#dc2626"}

@@ -1,14 +1,11 @@
 """Read a run's metrics.jsonl into one history: what the surviving steps measured, and what happened on the way."""
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pretrain.errors import RunError
-
-Record = dict[str, Any]
+from pretrain.observe.records import Record, read_records
 
 
 @dataclass
@@ -50,8 +47,7 @@ def read_history(path: Path) -> History:
     history = History()
     by_kind: dict[str, dict[int, Record]] = {"train": {}, "health": {}}
     session_times: list[float] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        record = _parse(line)
+    for record in read_records(path):
         if record is None:
             history.num_unreadable += 1
             continue
@@ -72,17 +68,6 @@ def read_history(path: Path) -> History:
     if not history.train:
         raise RunError(f"{path}: holds no training step yet; the first is written after logging.every_steps steps")
     return history
-
-
-def _parse(line: str) -> Record | None:
-    """The record on a line, or None if the line is torn or of another shape."""
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    if isinstance(record, dict) and isinstance(record.get("kind"), str) and isinstance(record.get("step"), int):
-        return record
-    return None
 
 
 def _drop_after(records: dict[int, Record], step: int) -> None:

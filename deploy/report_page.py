@@ -8,10 +8,11 @@ from typing import Any
 import jinja2
 
 from deploy.report_figures import draw, panels
-from deploy.report_history import History, Record
+from deploy.report_history import History
 from model.accounting import num_parameters, train_flops_per_sample
 from pretrain.config import RunConfig
 from pretrain.evaluate.comparison import Comparison
+from pretrain.observe.records import Record
 
 
 def render(run: Path, config: RunConfig, history: History, evaluations: dict[str, Comparison]) -> str:

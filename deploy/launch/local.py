@@ -63,6 +63,13 @@ def local_command(
     ]
 
 
+def command_here(arguments: Sequence[str], num_processes: int) -> list[str]:
+    """``local_command`` over a port that is free now, and over the devices that this process sees."""
+    return local_command(
+        arguments, num_processes, port=free_port(), visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES")
+    )
+
+
 def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment without what another launcher may have said about this process."""
     return {name: value for name, value in environment.items() if name not in _OF_A_LAUNCHER}
@@ -84,12 +91,7 @@ def main(argv: list[str]) -> int:
     launch = prepare(options, overrides, options.num_processes)
     if launch is None:
         return 0
-    command = local_command(
-        launch.arguments,
-        options.num_processes,
-        port=free_port(),
-        visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
-    )
+    command = command_here(launch.arguments, options.num_processes)
     if options.dry_run:
         print(shown(command))
         return 0

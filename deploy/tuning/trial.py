@@ -1,6 +1,5 @@
 """One candidate for some real steps: a run of ``d2v train`` that is ended as soon as it has been measured."""
 
-import json
 import os
 import re
 import shutil
@@ -12,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.launch.local import clean_environment, local_command
+from deploy.launch.local import clean_environment, command_here
 from deploy.launch.supervise import kill_session
-from pretrain.environment import free_port
+from pretrain.observe.records import Record, read_records
 
 NEVER = 1_000_000_000
 """Steps between what a trial shall not do."""
@@ -73,12 +72,7 @@ def measure(
     """
     shutil.rmtree(run_dir, ignore_errors=True)
     run_dir.mkdir(parents=True)
-    command = local_command(
-        ["train", *arguments, f"--run-dir={run_dir}", *QUIET],
-        num_processes,
-        port=free_port(),
-        visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
-    )
+    command = command_here(["train", *arguments, f"--run-dir={run_dir}", *QUIET], num_processes)
     log = run_dir / "trial.log"
     with log.open("wb") as stream:
         process = subprocess.Popen(
@@ -108,7 +102,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _wait(process: subprocess.Popen[bytes], metrics: Path, wanted: int, deadline: float) -> list[dict]:
+def _wait(process: subprocess.Popen[bytes], metrics: Path, wanted: int, deadline: float) -> list[Record]:
     """Until there are enough steps, or the run has ended, or time is up."""
     while True:
         has_ended = process.poll() is not None  # before reading, so that nothing it wrote is missed
@@ -118,12 +112,10 @@ def _wait(process: subprocess.Popen[bytes], metrics: Path, wanted: int, deadline
         time.sleep(POLL_SECONDS)
 
 
-def _train_records(path: Path) -> list[dict]:
-    try:
-        *lines, _ = path.read_text(encoding="utf-8").split("\n")  # the last may still be growing
-    except FileNotFoundError:
+def _train_records(path: Path) -> list[Record]:
+    if not path.exists():
         return []
-    return [record for record in map(json.loads, lines) if record["kind"] == "train"]
+    return [record for record in read_records(path) if record is not None and record["kind"] == "train"]
 
 
 def problem_of(said: str, status: int | None, limit_seconds: float) -> str:
