@@ -6,7 +6,9 @@ The counts are those of this network under torch 2.13, seen with saved-tensor ho
 
 from dataclasses import dataclass
 
+from deploy.plan.engine import ALLREDUCE_NUMEL, SIZES
 from deploy.plan.kept import Network, Parts, parts
+from deploy.plan.rank import Rank
 from deploy.plan.shapes import Microbatch, microbatches
 from pretrain.config import RunConfig
 from pretrain.parallel.grid import Grid
@@ -25,6 +27,8 @@ class ActivationBytes:
     """Most that its forward pass holds at once; with a pipeline it runs before the student."""
     loss: int
     """Targets, the losses' own copies, and the first gradients."""
+    reduction: int
+    """The copy that stage 0 makes of gradients to reduce them, once the backward passes are done."""
     peak: int
     """Most that there is at once."""
 
@@ -39,29 +43,48 @@ def activation_bytes(config: RunConfig, grid: Grid, *, on_cpu: bool = False) -> 
     """
     network = Network(config, grid, on_cpu)
     of_each = [(one, parts(network, one)) for one in microbatches(config, grid)]
-    return activations_of(config, of_each, stages_of_run(config, pp_size=grid.pp_size))
+    return activations_of(config, grid, of_each, stages_of_run(config, pp_size=grid.pp_size))
 
 
 def activations_of(
-    config: RunConfig, of_each: list[tuple[Microbatch, Parts]], stages: list[range]
+    config: RunConfig, grid: Grid, of_each: list[tuple[Microbatch, Parts]], stages: list[range]
 ) -> list[ActivationBytes]:
     """The same from what every modality's microbatch takes."""
     prenets = {one.modality: config.model.modalities[one.modality].prenet_depth for one, _ in of_each}
-    return [
-        max(
-            (
-                _of_stage(one, held, number, len(blocks) + prenets[one.modality] * (number == 0), len(stages), again)
-                for one, held in of_each
-            ),
-            key=lambda held: held.peak,
-        )
-        for again in [config.parallel.recompute]
-        for number, blocks in enumerate(stages)
-    ]
+    found = []
+    for number, blocks in enumerate(stages):
+        reduction = _reduction(config, grid, number)
+        of_all = [
+            _of_stage(
+                one,
+                held,
+                number,
+                len(blocks) + prenets[one.modality] * (number == 0),
+                len(stages),
+                recompute=config.parallel.recompute,
+                reduction=reduction,
+            )
+            for one, held in of_each
+        ]
+        found.append(max(of_all, key=lambda held: held.peak))
+    return found
+
+
+def _reduction(config: RunConfig, grid: Grid, stage: int) -> int:
+    if config.parallel.zero_stage > 0:
+        return 0
+    return SIZES["fp32"] * min(Rank(config, grid, stage).numel, ALLREDUCE_NUMEL)
 
 
 def _of_stage(
-    one: Microbatch, each: Parts, number: int, num_blocks: int, num_stages: int, recompute: bool
+    one: Microbatch,
+    each: Parts,
+    number: int,
+    num_blocks: int,
+    num_stages: int,
+    *,
+    recompute: bool,
+    reduction: int,
 ) -> ActivationBytes:
     is_first, is_last = number == 0, number == num_stages - 1
     under_way = min(num_stages - number, one.number)
@@ -75,5 +98,10 @@ def _of_stage(
         losing += targets
         peak = max(targets + each.teacher, student + held + losing, student + targets + again)
     return ActivationBytes(
-        student=int(student + again), decoder=int(held), teacher=int(each.teacher), loss=int(losing), peak=int(peak)
+        student=int(student + again),
+        decoder=int(held),
+        teacher=int(each.teacher),
+        loss=int(losing),
+        reduction=reduction,
+        peak=int(max(peak, losing + reduction)),
     )

@@ -10,6 +10,8 @@ from pretrain.sections import ParallelSection, PrecisionSection
 Dtype = Literal["fp32", "bf16", "fp64", "uint8"]
 SIZES: dict[Dtype, int] = {"fp32": 4, "bf16": 2, "fp64": 8, "uint8": 1}
 """Bytes of an element."""
+ALLREDUCE_NUMEL = 500_000_000
+"""Gradients that stage 0 copies together to reduce them by one collective; no setting."""
 
 
 @dataclass(frozen=True, kw_only=True)

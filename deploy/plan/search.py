@@ -274,7 +274,7 @@ def _each(config: RunConfig, grid: Grid, cluster: Cluster) -> Each:
 
 def _plan(problem: Problem, config: RunConfig, grid: Grid, states: list[State], each: Each) -> Plan:
     stages = stages_of_run(config, pp_size=grid.pp_size)
-    activations = activations_of(config, each, stages)
+    activations = activations_of(config, grid, each, stages)
     seconds = step_seconds(config, grid, problem.cluster, problem.engine, stages, states, each)
     return Plan(config, grid, problem.cluster, states, activations, seconds)
 

@@ -130,7 +130,7 @@ def _detail(plan: Plan) -> list[str]:
     memory = dataclasses.asdict(state) | {
         "student's activations": held.student,
         "decoder's": held.decoder,
-        "teacher's or the loss's": held.peak - held.student - held.decoder,
+        "teacher's, the loss's or a reduction's": held.peak - held.student - held.decoder,
     }
     collectives = traffic_per_step(plan.config, plan.grid, plan.fullest)
     sent = {group: wire_bytes(collectives, plan.grid, group) for group in ("dp", "tp", "pp")}

@@ -10,6 +10,8 @@ CASES = {
     "tensor parallel": "image-tiny --training.global-batch-size=16 --parallel.tp-size=2",
     "split rows": "image-tiny --training.global-batch-size=16 --parallel.tp-size=2 --parallel.sequence-parallel=true",
     "stages": "image-tiny --training.global-batch-size=16 --parallel.pp-size=2 --training.microbatch-size=4",
+    "reduction": "image-tiny --training.global-batch-size=2 --model.image.num-views=1 --parallel.zero-stage=0 "
+    "--precision.dtype=fp32",
     "stage 3": "image-tiny --training.global-batch-size=16 --parallel.zero-stage=3",
     "gathered teacher": "text-tiny --training.global-batch-size=8 --parallel.teacher=gathered",
     "recomputation": "audio-tiny --training.global-batch-size=2 --parallel.tp-size=2 --parallel.recompute=true",
