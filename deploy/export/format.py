@@ -23,3 +23,5 @@ class Format(NamedTuple):
     """--dtype -> what the program computes in."""
     tolerance: float
     """Largest difference that is right."""
+    other_kernels: bool
+    """Whether another library than torch computes it, which rounds in other places."""

@@ -60,7 +60,8 @@ def read_head(checkpoint: Path) -> tuple[Head, dict[str, Tensor]] | None:
     try:
         fields = json.loads(description.read_text(encoding="utf-8"))
         head = Head(**fields | {"labels": tuple(fields["labels"])})
-        return head, load_file(file)
+        # in memory of its own, as an encoder's: matrix products round by alignment, and a mapped file's lies anywhere
+        return head, {name: weight.clone() for name, weight in load_file(file).items()}
     except Exception as error:  # safetensors raises its own error type
         raise RunError(f"{description}: damaged head ({error}); import it again") from error
 

@@ -83,4 +83,4 @@ def read(path: Path) -> Run:
     return run
 
 
-FORMAT = Format(write, read, computes={"fp32": "fp32", "bf16": "fp32", "fp16": "fp16"}, tolerance=TOLERANCE)
+FORMAT = Format(write, read, {"fp32": "fp32", "bf16": "fp32", "fp16": "fp16"}, TOLERANCE, other_kernels=True)

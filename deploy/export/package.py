@@ -24,4 +24,4 @@ def read(path: Path) -> Run:
     return lambda given: module(**given)
 
 
-FORMAT = Format(write, read, computes={name: name for name in ("fp32", "bf16", "fp16")}, tolerance=TOLERANCE)
+FORMAT = Format(write, read, {name: name for name in ("fp32", "bf16", "fp16")}, TOLERANCE, other_kernels=False)

@@ -24,6 +24,7 @@ from pretrain.recipes.registry import RECIPES
 from tests.unit.deploy.export.checkpoints import write_checkpoint
 from tests.unit.deploy.export.encoders import audio, head_of, image, random_encoder, text
 from tests.unit.deploy.export.encoders import batch as small_batch
+from tests.unit.deploy.export.fairseq_files import GOLDEN, glue, save
 
 MODELS = {
     "image": image(image_size=28, patch_size=7, in_channels=1, alibi=AlibiConfig()),
@@ -118,6 +119,14 @@ def test_program_equals_our_model(
             program(longer)
     features, _ = ours(runs[modality], modality, source, rows=1)
     assert (one["last_hidden_state"] - features).abs().max() <= TOLERANCES[kind]
+
+
+def test_a_head_loses_nothing_in_torch_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not even by where in memory its weights lie: products round by alignment."""
+    save(glue(GOLDEN / "text" / "mini"), tmp_path / "glue.pt")
+    assert main(["import", "fairseq", str(tmp_path / "glue.pt"), str(tmp_path / "run")]) == 0
+    assert export("torch", tmp_path / "run", tmp_path / "glue.pt2") == 0
+    assert "largest difference to our model: 0.0 on " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("onnx", "bf16"), ("onnx", "fp16"), ("torch", "bf16")])
