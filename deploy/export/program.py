@@ -62,7 +62,7 @@ def export(
         found = max(_difference(*pair) for pair in zip(ours, theirs, strict=True))
         parity = Parity(found, rounding, checks[-1].origin)
         allowed = tolerance or form.tolerance
-        if tolerance is None and form.other_kernels and found > allowed:  # more than that may be within what the precision itself loses
+        if tolerance is None and form.other_kernels and found > allowed:  # may be within what the precision loses
             lost = fp32_rounding(model, checks, ours) if arithmetic == torch.float32 else rounding
             allowed = max(allowed, _ROUNDINGS * lost)
         if not found <= allowed:
