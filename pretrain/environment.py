@@ -9,6 +9,10 @@ from pretrain.errors import RunError
 from pretrain.nodelist import parse_nodelist
 
 DEFAULT_PORT = 29_500
+TOLD_BY_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""Names of what torchrun and deepspeed say about a process."""
+PREFIX_OF_MPI = "OMPI_COMM_WORLD_"
+"""Begin of the names of what mpirun says about it."""
 _FIRST_SLURM_PORT, _NUM_SLURM_PORTS = 15_000, 15_000  # below 32768, from where systems take ports for clients
 
 

@@ -17,6 +17,8 @@ from pretrain.work import check_rows
 class Request:
     """A run that was asked for."""
 
+    recipe: str
+    """Whose configuration was changed; ``config.name`` is what the run is called."""
     config: RunConfig
     run_dir: Path
     resume: str
@@ -57,6 +59,7 @@ def read_request(options: argparse.Namespace, overrides: list[str]) -> Request:
         config = from_yaml(_read(options.config), str(options.config), config)
     config = with_overrides(config, overrides)
     return Request(
+        recipe=options.recipe,
         config=config,
         run_dir=options.run_dir or Path("runs") / config.name,
         resume=options.resume,

@@ -9,7 +9,7 @@ from pathlib import Path
 from deploy.arguments import positive_int
 from deploy.launch.prepare import launch_arguments, prepare, shown
 from deploy.launch.supervise import supervise
-from pretrain.environment import free_port
+from pretrain.environment import PREFIX_OF_MPI, TOLD_BY_LAUNCHERS, free_port
 from pretrain.errors import RunError
 
 PROGRAM = "deploy.cli"
@@ -17,7 +17,6 @@ PROGRAM = "deploy.cli"
 _DESCRIPTION = """\
 Run a recipe as N processes of this machine. Ctrl-C, SIGTERM, USR1 and USR2 reach the processes, which save and end.
 Every field of the configuration can be set with --section.field VALUE, as for d2v train."""
-_OF_A_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def local_command(
@@ -72,7 +71,11 @@ def command_here(arguments: Sequence[str], num_processes: int) -> list[str]:
 
 def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment without what another launcher may have said about this process."""
-    return {name: value for name, value in environment.items() if name not in _OF_A_LAUNCHER}
+    return {
+        name: value
+        for name, value in environment.items()
+        if name not in TOLD_BY_LAUNCHERS and not name.startswith(PREFIX_OF_MPI)
+    }
 
 
 def main(argv: list[str]) -> int:

@@ -39,12 +39,15 @@ class Launch:
 
     @property
     def arguments(self) -> list[str]:
-        """Of ``d2v``: all that was asked for is in files, so that no launcher's shell sees any of it."""
-        words = ["train", self.request.config.name, "--run-dir", str(self.run_dir)]
+        """Of ``d2v``: all that was asked for is in files, so that no launcher's shell sees any of it.
+
+        Not ``--resume never``, which ``prepare`` has checked: a requeued job goes on from what the first one saved.
+        """
+        words = ["train", self.request.recipe, "--run-dir", str(self.run_dir)]
         words += ["--config", str(self.folder / "config.yaml")]
         if self.request.deepspeed is not None:
             words += ["--deepspeed", str(self.folder / "deepspeed.json")]
-        return words if self.request.resume == "auto" else [*words, "--resume", self.request.resume]
+        return words
 
     def keep(self, command: str, **files: str) -> None:
         """Write configuration, the command and whatever else it reads into ``folder``.

@@ -41,4 +41,5 @@ def test_devices_that_cannot_be_used(visible: str, words: list[str]) -> None:
 
 def test_another_launchers_variables_are_left_out() -> None:
     environment = {"PATH": "/bin", "RANK": "3", "LOCAL_WORLD_SIZE": "4", "SLURM_JOB_ID": "7", "NCCL_DEBUG": "WARN"}
+    environment["OMPI_COMM_WORLD_RANK"] = "3"
     assert clean_environment(environment) == {"PATH": "/bin", "SLURM_JOB_ID": "7", "NCCL_DEBUG": "WARN"}

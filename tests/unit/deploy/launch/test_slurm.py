@@ -24,7 +24,7 @@ D2V_RUN_DIR={run} D2V_PYTHON={python} D2V_MAX_RESTARTS=3 D2V_RETRY=0 D2V_SITE={r
 {templates}/submit.sh {run}/launch/site.env --parsable --export=ALL --job-name=image-tiny \
 --output={run}/slurm-%A_%a.out --nodes=1 --ntasks-per-node=2 --gpus-per-node=2 --cpus-per-task=12 \
 --array=0-2 {templates}/train.sbatch train image-tiny --run-dir {run} \
---config {run}/launch/config.yaml --deepspeed {run}/launch/deepspeed.json --resume never
+--config {run}/launch/config.yaml --deepspeed {run}/launch/deepspeed.json
 """
 
 
@@ -47,6 +47,15 @@ def test_command_line_with_a_site_and_everything_else(
     options += ["--resume=never", "--sbatch-arg=--array=0-2", "--max-restarts=3", "--no-retry"]
     assert cli.main(["launch", "slurm", *asked, *options, "--cpus-per-task=12", "--dry-run"]) == 0
     assert capsys.readouterr().out == GOLDEN_WITH_SITE.format(run=run, templates=TEMPLATES, python=sys.executable)
+
+
+def test_a_run_with_a_name_of_its_own_starts_its_recipe(
+    asked: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--nodes=1", "--gpus-per-node=2", f"--run-dir={tmp_path}", "--name", "mine"]
+    assert cli.main(["launch", "slurm", *asked, *options, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert " --job-name=mine " in said and " train image-tiny --run-dir " in said
 
 
 @pytest.mark.parametrize("name", ["train.sbatch", "submit.sh", "site.env.example"])

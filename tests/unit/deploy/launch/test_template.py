@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from deploy.launch.slurm import TEMPLATES
+from pretrain.environment import PREFIX_OF_MPI, TOLD_BY_LAUNCHERS
 
 STAND_INS = {
     "srun": """
 printf '%q ' srun "$@" > "$OUT/srun"
-for name in MASTER_ADDR RANK SRUN_CPUS_PER_TASK NCCL_DEBUG; do echo "$name=${!name}"; done > "$OUT/environment"
+for name in MASTER_ADDR RANK OMPI_COMM_WORLD_RANK SRUN_CPUS_PER_TASK NCCL_DEBUG; do echo "$name=${!name}"; done > "$OUT/environment"
 for name in USR1 USR2 TERM; do trap "echo $name > '$OUT/signal'; touch '$RUN/RESUME'; exit 0" $name; done
 touch "$OUT/started"
 eval "$BEHAVIOUR"
@@ -23,11 +24,12 @@ echo "$*" >> "$OUT/scontrol"
 case "$*" in
 "show hostnames n[0-1]") printf 'n0.invalid\\nn1.invalid\\n' ;;
 *"show node n0.invalid") echo "NodeName=n0 CoresPerSocket=1 NodeAddr=10.0.0.7 NodeHostName=x" ;;
-*"show job 7") echo "JobId=7 JobName=x JobState=${STATE:-RUNNING} Reason=None" ;;
-"requeue 7") [[ -z $NO_REQUEUE ]] && kill $PPID ;;
+*"show job 7"|*"show job 6_3") echo "JobId=7 JobName=x JobState=${STATE:-RUNNING} Reason=None" ;;
+"requeue 7"|"requeue 6_3") [[ -z $NO_REQUEUE ]] && kill $PPID ;;
 esac
 """,
 }
+STALE = {"RANK": "3", "MASTER_ADDR": "stale", "OMPI_COMM_WORLD_RANK": "3"}
 SAVE = 'mkdir -p "$RUN/checkpoints"; echo step-00000010 > "$RUN/checkpoints/latest"; '
 STOPPED = SAVE + 'touch "$RUN/RESUME"'
 
@@ -87,7 +89,7 @@ def test_srun_line(attempt: Attempt, tmp_path: Path) -> None:
         'SRUN_ARGS=(--container-image="/images/a b.sqsh")\nTASK_WRAPPER=(apptainer exec --nv x.sif)\n'
         "D2V_PYTHON=/venv/bin/python\nexport NCCL_DEBUG=WARN\n"
     )
-    status, said = attempt.run(D2V_SITE=str(site), SLURM_CPUS_PER_TASK="12", RANK="3", MASTER_ADDR="stale")
+    status, said = attempt.run(D2V_SITE=str(site), SLURM_CPUS_PER_TASK="12", **STALE)
     line = (attempt.out / "srun").read_text().strip()
     run = str(attempt.run_dir).replace(" ", "\\ ")
     assert status == 0
@@ -97,7 +99,8 @@ def test_srun_line(attempt: Attempt, tmp_path: Path) -> None:
     )
     assert line in said
     environment = (attempt.out / "environment").read_text().split()
-    assert environment == ["MASTER_ADDR=10.0.0.7", "RANK=", "SRUN_CPUS_PER_TASK=12", "NCCL_DEBUG=WARN"]
+    assert environment[:3] == ["MASTER_ADDR=10.0.0.7", "RANK=", "OMPI_COMM_WORLD_RANK="]
+    assert environment[3:] == ["SRUN_CPUS_PER_TASK=12", "NCCL_DEBUG=WARN"]
 
 
 def test_without_a_site(attempt: Attempt) -> None:
@@ -109,7 +112,21 @@ def test_array_elements_have_a_directory_and_a_seed_each(attempt: Attempt) -> No
     attempt.run(SLURM_ARRAY_JOB_ID="6", SLURM_ARRAY_TASK_ID="3")
     line = (attempt.out / "srun").read_text().strip()
     assert line.endswith(str(attempt.run_dir).replace(" ", "\\ ") + "/6_3 --training.seed 3")
-    assert (attempt.run_dir / "6_3" / "launch" / "attempts").read_text() == "7 0 none\n"
+    assert (attempt.run_dir / "6_3" / "launch" / "attempts").read_text() == "6_3 0 none\n"
+
+
+def test_array_elements_are_requeued_by_their_own_ids(attempt: Attempt) -> None:
+    """SLURM_JOB_ID of the last one is the array's: all elements would be shown and requeued."""
+    status, said = attempt.run(
+        STOPPED.replace("$RUN", "$RUN/6_3"), SLURM_JOB_ID="6", SLURM_ARRAY_JOB_ID="6", SLURM_ARRAY_TASK_ID="3"
+    )
+    asked = (attempt.out / "scontrol").read_text().splitlines()
+    assert (status, asked[-2:]) == (0, ["--oneliner show job 6_3", "requeue 6_3"]), said
+
+
+def test_all_that_other_launchers_say_is_forgotten() -> None:
+    (line,) = [one for one in (TEMPLATES / "train.sbatch").read_text().splitlines() if one.startswith("unset ")]
+    assert line.split()[1:] == [*TOLD_BY_LAUNCHERS, f'"${{!{PREFIX_OF_MPI}@}}"']
 
 
 @pytest.mark.parametrize(
