@@ -14,7 +14,9 @@ from pretrain.environment import PREFIX_OF_MPI, TOLD_BY_LAUNCHERS
 STAND_INS = {
     "srun": """
 printf '%q ' srun "$@" > "$OUT/srun"
-for name in MASTER_ADDR RANK OMPI_COMM_WORLD_RANK SRUN_CPUS_PER_TASK NCCL_DEBUG; do echo "$name=${!name}"; done > "$OUT/environment"
+for name in MASTER_ADDR RANK OMPI_COMM_WORLD_RANK SRUN_CPUS_PER_TASK NCCL_DEBUG; do
+    echo "$name=${!name}"
+done > "$OUT/environment"
 for name in USR1 USR2 TERM; do trap "echo $name > '$OUT/signal'; touch '$RUN/RESUME'; exit 0" $name; done
 touch "$OUT/started"
 eval "$BEHAVIOUR"
