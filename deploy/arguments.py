@@ -54,3 +54,11 @@ def read_part(text: str) -> tuple[int, int]:
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
         raise DataError(f"--part: {text!r} is not I/N with I from 1 to N, such as 3/16")
     return int(match[1]), int(match[2])
+
+
+def port(text: str) -> int:
+    """Number of a TCP port."""
+    number = positive_int(text)
+    if number > 65_535:
+        raise argparse.ArgumentTypeError(f"must be at most 65535, got {number}")
+    return number

@@ -8,11 +8,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from deploy.arguments import positive_int
-from deploy.launch.local import PROGRAM, clean_environment, unmarked
+from deploy.arguments import port, positive_int
+from deploy.launch.local import PROGRAM, start
 from deploy.launch.nodes import address_of, expand_nodelist
 from deploy.launch.prepare import launch_arguments, prepare, shown
-from deploy.launch.supervise import supervise
 from pretrain.environment import DEFAULT_PORT, free_port, slurm_port
 from pretrain.errors import RunError
 
@@ -51,8 +50,7 @@ def main(argv: list[str]) -> int:
         print(f"{text}{shown(command)}")
         return 0
     launch.keep(shown(command), **{name: text})
-    status = supervise(command, clean_environment(os.environ))
-    return status or (unmarked(launch.run_dir) if not node else 0)
+    return start(command, launch.run_dir, is_first=not node)
 
 
 def _choose_port(node: int | None) -> int:
@@ -147,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--node-rank", type=int, help="with --no-ssh: this machine's place (default: SLURM's)")
     parser.add_argument("--master-addr", help="of the first host (default: its name)")
     parser.add_argument(
-        "--master-port", type=positive_int, help="free on the first host (default: the job's, a free one, or 29500)"
+        "--master-port", type=port, help="free on the first host (default: the job's, a free one, or 29500)"
     )
-    parser.add_argument("--ssh-port", type=positive_int, help="of the machines")
+    parser.add_argument("--ssh-port", type=port, help="of the machines")
     return parser

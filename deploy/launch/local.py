@@ -11,6 +11,7 @@ from deploy.launch.prepare import launch_arguments, prepare, shown
 from deploy.launch.supervise import supervise
 from pretrain.environment import PREFIX_OF_MPI, TOLD_BY_LAUNCHERS, free_port
 from pretrain.errors import RunError
+from pretrain.preempt import unmark
 
 PROGRAM = "deploy.cli"
 """Module that every process runs: ``d2v``."""
@@ -99,12 +100,24 @@ def main(argv: list[str]) -> int:
         print(shown(command))
         return 0
     launch.keep(shown(command))
-    return supervise(command, clean_environment(os.environ)) or unmarked(launch.run_dir)
+    return start(command, launch.run_dir)
 
 
-def unmarked(run_dir: Path) -> int:
-    """1, with a line about it, if a run has left no marker: launchers say 0 where a signal killed what they started."""
-    if any((run_dir / name).exists() for name in ("DONE", "RESUME")):
-        return 0
+def start(command: Sequence[str], run_dir: Path, *, is_first: bool = True) -> int:
+    """Run a launcher to its end.
+
+    Args:
+        command: of the launcher.
+        run_dir: of the run, whose markers of an earlier attempt go.
+        is_first: whether rank 0 is here, which leaves a new marker.
+    Returns:
+        The launcher's exit status; 1, with a line about it, if that is 0 though there is no marker: launchers say 0
+        where a signal killed what they started.
+    """
+    if is_first:
+        unmark(run_dir)
+    status = supervise(command, clean_environment(os.environ))
+    if status or not is_first or any((run_dir / name).exists() for name in ("DONE", "RESUME")):
+        return status
     print(f"d2v: error: {run_dir} is neither DONE nor RESUME: its processes were killed", file=sys.stderr)
     return 1

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from deploy.arguments import positive_int
 from deploy.launch.prepare import Launch, launch_arguments, prepare, shown
+from deploy.launch.queue import check_none_queued, remember
 from pretrain.errors import RunError
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -27,28 +28,31 @@ def main(argv: list[str]) -> int:
         RunError, ConfigError, DataError: for what is wrong with the run, or what sbatch says.
     """
     options, overrides = _parser().parse_known_args(_joined(argv))
-    gpus = int(options.gpus_per_node.rpartition(":")[2])
-    launch = prepare(options, overrides, options.nodes * gpus)
+    tasks = options.tasks_per_node or int(options.gpus_per_node.rpartition(":")[2])
+    launch = prepare(options, overrides, options.nodes * tasks)
     if launch is None:
         return 0
-    command, variables = submission(launch, options, gpus)
+    site = {"site.env": _read(options.site)} if options.site else {}
+    command, variables = submission(launch, options, tasks)
     if options.dry_run:
         print(shown(command, variables))
         return 0
-    site = {"site.env": _read(options.site)} if options.site else {}
+    if not any(one.startswith(("--dependency", "-d")) for one in options.sbatch_arg):
+        check_none_queued(launch.folder)
     launch.keep(shown(command, variables), **site)
     job = _submit(command, outside_jobs(os.environ) | variables)
+    remember(launch.folder, job)
     print(f"job {job}; squeue --job {job}; tail -F {launch.run_dir}/slurm-{job}.out")
     return 0
 
 
-def submission(launch: Launch, options: argparse.Namespace, gpus: int) -> tuple[list[str], dict[str, str]]:
+def submission(launch: Launch, options: argparse.Namespace, tasks: int) -> tuple[list[str], dict[str, str]]:
     """The command that submits a launch, and the variables to run it with.
 
     Args:
         launch: what to run.
         options: of ``d2v launch slurm``.
-        gpus: per node, and as many tasks.
+        tasks: per node.
     """
     config, run_dir = launch.request.config, launch.run_dir
     is_array = any(one.startswith(("--array", "-a")) for one in options.sbatch_arg)
@@ -68,8 +72,8 @@ def submission(launch: Launch, options: argparse.Namespace, gpus: int) -> tuple[
         f"--job-name={config.name}",
         f"--output={run_dir}/slurm-{'%A_%a' if is_array else '%j'}.out",
         f"--nodes={options.nodes}",
-        f"--ntasks-per-node={gpus}",
-        f"--gpus-per-node={options.gpus_per_node}",
+        f"--ntasks-per-node={tasks}",
+        *([f"--gpus-per-node={options.gpus_per_node}"] if options.gpus_per_node else []),
         f"--cpus-per-task={cpus}",
     ]
     if options.notice is not None:
@@ -104,7 +108,14 @@ def _parser() -> argparse.ArgumentParser:
         prog="d2v launch slurm", description=_DESCRIPTION, parents=[launch_arguments()], allow_abbrev=False
     )
     parser.add_argument("--nodes", type=positive_int, required=True, help="machines")
-    parser.add_argument("--gpus-per-node", type=_gpus, required=True, metavar="[TYPE:]N", help="and as many tasks")
+    devices = parser.add_mutually_exclusive_group(required=True)
+    devices.add_argument("--gpus-per-node", type=_gpus, metavar="[TYPE:]N", help="and as many tasks")
+    devices.add_argument(
+        "--tasks-per-node",
+        type=positive_int,
+        metavar="N",
+        help="without --gpus-per-node: on CPUs, or where GPUs are asked for with --sbatch-arg --gres=gpu:N",
+    )
     parser.add_argument("--cpus-per-task", type=positive_int, help="default: one, and one for each data worker")
     parser.add_argument(
         "--notice",

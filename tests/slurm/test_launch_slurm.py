@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from pretrain.checkpoint.progress import newest_checkpoint, step_of
 from tests.slurm.cluster import Cluster
 from tests.slurm.runs import STEPS, finish, has_step, log, losses, submit
@@ -12,6 +14,8 @@ def test_stopped_run_requeues_itself_and_ends_as_if_nothing_had_happened(
 ) -> None:
     run_dir = tmp_path / "stopped"
     job = submit(cluster, digit_shards, run_dir, gpus_per_node=2)
+    with pytest.raises(AssertionError, match=f"job {job} of this run is in the queue"):
+        submit(cluster, digit_shards, run_dir, gpus_per_node=2)
     cluster.wait_for("step 3", lambda: has_step(run_dir, 3), 120)
     cluster.run("scancel", "--batch", "--signal=USR1", job)  # what --signal=B:USR1@300 does before the time limit
     cluster.wait_for("the requeue", lambda: cluster.job(job)["Restarts"] == "1", 60)

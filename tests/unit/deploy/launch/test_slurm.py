@@ -58,6 +58,35 @@ def test_a_run_with_a_name_of_its_own_starts_its_recipe(
     assert " --job-name=mine " in said and " train image-tiny --run-dir " in said
 
 
+def test_tasks_without_gpus(asked: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--nodes=1", "--tasks-per-node=4", f"--run-dir={tmp_path}", "--sbatch-arg=--gres=gpu:4", "--dry-run"]
+    assert cli.main(["launch", "slurm", *asked, *options]) == 0
+    said = capsys.readouterr().out
+    assert " --ntasks-per-node=4 " in said and " --gres=gpu:4 " in said and "--gpus-per-node" not in said
+
+
+def test_a_second_job_of_a_run_is_not_submitted(
+    asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Unless it waits for the first, or that has left the queue; with stand-ins, the real one is in tests/slurm."""
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    for name, text in {"sbatch": "echo 77", "squeue": '[[ $* == *--jobs=77* ]] && echo "$QUEUED"'}.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("QUEUED", "77")
+    run = tmp_path / "run"
+    launch = ["launch", "slurm", *asked, "--nodes=1", "--gpus-per-node=2", f"--run-dir={run}"]
+    assert cli.main(launch) == 0
+    before = (run / "launch" / "config.yaml").read_text()
+    capsys.readouterr()
+    assert cli.main([*launch, "--logging.every-steps=7"]) == 2
+    assert capsys.readouterr().err.startswith(f"d2v: error: {run}: job 77 of this run is in the queue; ")
+    assert (run / "launch" / "config.yaml").read_text() == before  # the job reads it when it restarts
+    assert cli.main([*launch, "--sbatch-arg", "--dependency=singleton"]) == 0
+    monkeypatch.setenv("QUEUED", "")
+    assert cli.main(launch) == 0
+
+
 @pytest.mark.parametrize("name", ["train.sbatch", "submit.sh", "site.env.example"])
 def test_scripts_are_bash(name: str) -> None:
     script = TEMPLATES / name
@@ -111,6 +140,7 @@ def test_sbatch_refuses(
         (["--optim.lrr=1"], ["optim.lrr", "did you mean optim.lr?"]),
         (["--data.path=/nowhere"], ["/nowhere"]),
         (["--site=/nowhere"], ["--site /nowhere", "No such file"]),
+        (["--site=/nowhere", "--dry-run"], ["--site /nowhere", "No such file"]),
         (["--run-dir=/tmp/a;b"], ["--run-dir '/tmp/a;b'", "has ';'"]),
         (["--run-dir=/tmp/a%j"], ["has '%'"]),
         (["--run-dir=/proc/run"], ["--run-dir /proc/run: cannot be written"]),
