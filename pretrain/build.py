@@ -51,6 +51,7 @@ def choose_device(processes: Processes) -> tuple[torch.device, str]:
         # srun --gpus-per-task=1 shows each process its own device only, as number 0
         device = torch.device("cuda", processes.local_rank if torch.cuda.device_count() > 1 else 0)
         torch.cuda.set_device(device)
+        torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32: in matrix products it is torch's default, here not
         return device, "nccl"
     if "OMP_NUM_THREADS" not in os.environ or processes.local_size > 1:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes.local_size))

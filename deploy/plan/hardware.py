@@ -20,7 +20,7 @@ class Device:
     tflops: float
     """Dense bf16 matrix products, 1e12 FLOP/s at their peak."""
     fp32_tflops: float
-    """The same in fp32."""
+    """The same in fp32, without TF32, which runs leave off."""
     memory_gb: float
     """1e9 bytes."""
     memory_gb_per_s: float
@@ -68,22 +68,22 @@ class Device:
         return 1e12 * (self.tflops if dtype == "bf16" else self.fp32_tflops)
 
 
-# NVIDIA A100 Tensor Core GPU data sheet (SXM): bf16 312, TF32 156 (what fp32 products use), HBM 1,555 and
+# NVIDIA A100 Tensor Core GPU data sheet (SXM): bf16 312, fp32 19.5, HBM 1,555 and
 # 2,039 GB/s, NVLink 600 GB/s both ways, PCIe 4 x16; DGX A100 has one HDR port (200 Gb/s) per GPU.
 _A100 = Device(
     tflops=312,
-    fp32_tflops=156,
+    fp32_tflops=19.5,
     memory_gb=40,
     memory_gb_per_s=1_555,
     link_gb_per_s=300,
     network_gbit_per_s=200,
     host_gb_per_s=25,
 )
-# NVIDIA H100 data sheet (SXM): bf16 989 dense, TF32 495 dense, HBM3 3.35 TB/s, NVLink 900 GB/s both ways,
+# NVIDIA H100 data sheet (SXM): bf16 989 dense, fp32 67, HBM3 3.35 TB/s, NVLink 900 GB/s both ways,
 # PCIe 5 x16; DGX H100 has one NDR port (400 Gb/s) per GPU.
 _H100 = Device(
     tflops=989,
-    fp32_tflops=495,
+    fp32_tflops=67,
     memory_gb=80,
     memory_gb_per_s=3_350,
     link_gb_per_s=450,
@@ -96,19 +96,19 @@ DEVICES = {
     "H100": _H100,
     # NVIDIA H200 data sheet (SXM): as H100 with 141 GB of HBM3e at 4.8 TB/s.
     "H200": dataclasses.replace(_H100, memory_gb=141, memory_gb_per_s=4_800),
-    # NVIDIA DGX B200 data sheet, one of 8 GPUs: bf16 2,250 dense, TF32 1,125 dense, 1,440 GB and 64 TB/s of HBM3e in
+    # NVIDIA DGX B200 data sheet, one of 8 GPUs: bf16 2,250 dense, fp32 75, 1,440 GB and 64 TB/s of HBM3e in
     # all, NVLink 14.4 TB/s both ways in all, one port of 400 Gb/s per GPU.
     "B200": Device(
         tflops=2_250,
-        fp32_tflops=1_125,
+        fp32_tflops=75,
         memory_gb=180,
         memory_gb_per_s=8_000,
         link_gb_per_s=900,
         network_gbit_per_s=400,
         host_gb_per_s=50,
     ),
-    # AMD Instinct MI300X data sheet: bf16 1,307 dense, fp32 matrix 163 (PyTorch on ROCm uses no TF32 by default),
-    # 192 GB of HBM3 at 5.3 TB/s, seven Infinity Fabric links of 128 GB/s both ways, PCIe 5 x16; 400 Gb/s each.
+    # AMD Instinct MI300X data sheet: bf16 1,307 dense, fp32 matrix 163, 192 GB of HBM3 at 5.3 TB/s, seven
+    # Infinity Fabric links of 128 GB/s both ways, PCIe 5 x16; 400 Gb/s each.
     "MI300X": Device(
         tflops=1_307,
         fp32_tflops=163,
