@@ -3,12 +3,12 @@
 Around a text it puts <s> and </s>, between two texts </s></s>, as fairseq does for GLUE.
 """
 
-import base64
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.tokenizers import gpt2_bpe, sentencepiece_model
 from data_pipelines.tokenizers.base import END, SPECIALS, START, UNKNOWN, Tokenizer
+from deploy.export.charsmap import normalizers
 
 _UNIGRAM, _BPE = 1, 2
 """Types of sentencepiece's models."""
@@ -104,10 +104,7 @@ def _sentencepiece(pieces: list[str], path: Path) -> dict[str, Any] | str:
 
 def _normalizers(rules: Any) -> list[dict[str, Any]]:
     """Sentencepiece's treatment of a text before it is cut."""
-    steps: list[dict[str, Any]] = []
-    if rules.precompiled_charsmap:
-        charsmap = base64.b64encode(rules.precompiled_charsmap).decode("ascii")
-        steps.append({"type": "Precompiled", "precompiled_charsmap": charsmap})
+    steps = normalizers(rules.precompiled_charsmap) if rules.precompiled_charsmap else []
     if rules.remove_extra_whitespaces:
         steps.append({"type": "Replace", "pattern": {"Regex": r"\A +| +\z"}, "content": ""})
         steps.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
