@@ -37,8 +37,10 @@ def new_file(path: Path) -> Iterator[Path]:
     with _temporary_folder(path) as temporary:
         yield temporary / path.name
         _settle(temporary)
-        for written in sorted(temporary.iterdir(), key=lambda one: one.name == path.name):
+        files = sorted(temporary.iterdir(), key=lambda one: one.name == path.name)
+        for written in files:
             refuse_existing(path.with_name(written.name))
+        for written in files:
             os.rename(written, path.with_name(written.name))
 
 

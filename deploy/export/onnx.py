@@ -18,7 +18,7 @@ _MIN_STORED = 1024
 
 
 def write(program: ExportedProgram, path: Path, stored: torch.dtype) -> None:
-    """Write a program; beyond 2 GB, which is as much as protobuf holds, its weights lie in ``path``.data.
+    """Write a program; of more than 1.5 GiB the weights lie in ``path``.data, for protobuf holds 2 GB at most.
 
     Args:
         program: fp32, or as it is stored.

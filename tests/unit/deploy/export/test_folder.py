@@ -69,4 +69,8 @@ def test_files_vanish_on_error_and_replace_nothing(tmp_path: Path) -> None:
         path.with_name("b.data").write_text("other")
     with pytest.raises(RunError, match=r"b\.data: exists"), new_file(tmp_path / "b.data"):
         raise AssertionError("must not be entered")
-    assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [("b.data", "mine")]
+    with pytest.raises(RunError, match="c: exists"), new_file(tmp_path / "c") as path:
+        path.write_text("content")
+        path.with_name("c.data").write_text("other")
+        (tmp_path / "c").write_text("mine")
+    assert {one.name: one.read_text() for one in tmp_path.iterdir()} == {"b.data": "mine", "c": "mine"}

@@ -147,6 +147,23 @@ def test_smaller_types(runs: dict[str, Path], tmp_path: Path, kind: str, dtype: 
         assert {weight.dtype for weight in weights} == {torch.bfloat16}
 
 
+def test_large_weights_lie_beside_the_onnx_file(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a model beyond torch's limit; both files stay together wherever they move."""
+    monkeypatch.setattr("torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD", 0)
+    out, moved = tmp_path / "huge" / "model.onnx", tmp_path / "moved"
+    assert export("onnx", runs["image"], out) == 0
+    sizes = {path.name: path.stat().st_size for path in out.parent.iterdir()}
+    encoder = load_encoder(locate(runs["image"]), MODELS["image"], "student")
+    weights = sum(parameter.numel() for parameter in encoder.parameters() if parameter.dim() > 1)
+    assert set(sizes) == {"model.onnx", "model.onnx.data"} and sizes["model.onnx.data"] >= 4 * weights
+    out.parent.rename(moved)
+    features, _ = ours(runs["image"], "image", "student")
+    output = opened(moved / "model.onnx")(batch("image")[0])["last_hidden_state"]
+    assert (output - features).abs().max() <= TOLERANCES["onnx"]
+
+
 def test_what_differs_too_much_is_not_written(
     runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
