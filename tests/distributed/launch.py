@@ -1,14 +1,23 @@
 """Start a test's worker module as N real processes over gloo, and give back what each printed."""
 
 import json
+import multiprocessing
 import os
-import subprocess
-import sys
+import tempfile
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from pretrain.environment import free_port
+import pytest
+import torch
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from pretrain.environment import free_port
+from tests.distributed.rank import REPOSITORY, run_module
+
+_FORKS = not torch.cuda.is_available()
+"""Whether ranks begin as copies of one process that has imported everything, which saves each of them 4 to 8 s of CPU
+time; CUDA does not outlive a fork."""
+_PROCESSES = multiprocessing.get_context("forkserver" if _FORKS else "spawn")
+_PROCESSES.set_forkserver_preload(["tests.distributed.preloaded"])
 
 
 def rank_environment(rank: int, num_processes: int, port: int) -> dict[str, str]:
@@ -26,33 +35,42 @@ def rank_environment(rank: int, num_processes: int, port: int) -> dict[str, str]
 
 
 def run_ranks(module: str, arguments: list[str], num_processes: int, timeout_seconds: int = 300) -> list[str]:
-    """Run ``python -m module ARGUMENTS`` as ``num_processes`` ranks.
+    """Run what ``python -m module ARGUMENTS`` would as ``num_processes`` ranks.
 
     Returns:
         Standard output of every rank.
     Raises:
         AssertionError: if a rank fails, with its output.
     """
-    port = free_port()
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
-            env=rank_environment(rank, num_processes, port),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=REPOSITORY,
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = start_ranks(module, arguments, num_processes, Path(folder))
+        try:
+            for process in ranks:
+                process.join(timeout_seconds)
+        finally:
+            for process in ranks:
+                process.kill()
+                process.join()
+        printed, errors = (
+            [Path(folder, f"{rank}.{kind}").read_text(encoding="utf-8") for rank in range(num_processes)]
+            for kind in ("out", "err")
         )
-        for rank in range(num_processes)
-    ]
-    try:
-        outputs = [process.communicate(timeout=timeout_seconds) for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    for rank, (process, (out, err)) in enumerate(zip(ranks, outputs, strict=True)):
-        assert process.returncode == 0, f"rank {rank} exited {process.returncode}\n{out}\n{err}"
-    return [out for out, _ in outputs]
+    for rank, (process, out, err) in enumerate(zip(ranks, printed, errors, strict=True)):
+        assert process.exitcode == 0, f"rank {rank} exited {process.exitcode}\n{out}\n{err}"
+    return printed
+
+
+def start_ranks(module: str, arguments: list[str], num_processes: int, folder: Path) -> list[BaseProcess]:
+    """As ``run_ranks`` does, in the background: what rank R prints goes to R.out and R.err in a folder."""
+    port = free_port()
+    ranks = []
+    for rank in range(num_processes):
+        given = (module, arguments, rank_environment(rank, num_processes, port), folder / f"{rank}.out")
+        ranks.append(_PROCESSES.Process(target=run_module, args=given))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("OMP_NUM_THREADS", "1")  # read when torch is imported; threads do not outlive a fork either
+            ranks[-1].start()
+    return ranks
 
 
 def train_records(run_dir: Path) -> list[dict]:

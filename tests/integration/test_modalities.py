@@ -23,7 +23,7 @@ from pretrain.config import RunConfig, with_overrides
 from pretrain.environment import free_port
 from pretrain.masking import masking_of
 from pretrain.recipes.registry import recipe
-from tests.distributed.launch import REPOSITORY, rank_environment, run_ranks, train_records
+from tests.distributed.launch import rank_environment, run_ranks, start_ranks, train_records
 from tests.integration.test_resume import tensors, wait_for_step
 from tests.unit.data_pipelines.speech import speech
 
@@ -182,21 +182,6 @@ def multimodal(run_dir: Path, sources: list[str], *extra: str) -> list[str]:
     ]
 
 
-def start(arguments: list[str], num_processes: int) -> "list[subprocess.Popen[bytes]]":
-    """``d2v ARGUMENTS`` on so many processes, in the background."""
-    port = free_port()
-    return [
-        subprocess.Popen(
-            [sys.executable, "-m", "deploy.cli", *arguments],
-            env=rank_environment(rank, num_processes, port),
-            cwd=REPOSITORY,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        for rank in range(num_processes)
-    ]
-
-
 @pytest.mark.parametrize("modality", ["image", "audio", "text"])
 def test_each_modality_learns_in_one_run(unbroken: Path, modality: str) -> None:
     first, last = mean_losses(unbroken, f"loss_{modality}")
@@ -214,11 +199,11 @@ def test_metrics_and_health_are_per_modality(unbroken: Path) -> None:
 
 def test_killed_multimodal_run_goes_on_bit_for_bit(tmp_path: Path, sources: list[str], unbroken: Path) -> None:
     killed = tmp_path / "killed"
-    ranks = start(multimodal(killed, sources), 2)
+    ranks = start_ranks("deploy.cli", multimodal(killed, sources), 2, tmp_path)
     wait_for_step(killed, KILLED_AFTER)
     for process in ranks:
         process.kill()
-        process.wait()
+        process.join()
     assert [path.name for path in complete_checkpoints(killed)] == [f"step-{SAVED_EVERY:08d}"]
     run_ranks("deploy.cli", multimodal(killed, sources), 2)
     seen = {record["step"]: record["loss"] for record in train_records(killed)}
@@ -233,10 +218,10 @@ def test_one_process_sees_the_same_samples_in_the_same_order(
     tmp_path: Path, sources: list[str], unbroken: Path
 ) -> None:
     """The same microbatches, so also the same dropout: equal losses of every modality."""
-    (process,) = start(multimodal(tmp_path, sources), 1)
+    (process,) = start_ranks("deploy.cli", multimodal(tmp_path, sources), 1, tmp_path)
     wait_for_step(tmp_path, 15)
     process.kill()
-    process.wait()
+    process.join()
     for seen, record in zip(train_records(tmp_path)[:15], train_records(unbroken), strict=False):
         for modality in ("image", "audio", "text"):
             name = f"loss_{modality}"

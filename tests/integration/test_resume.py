@@ -17,7 +17,7 @@ from pretrain.checkpoint.manifest import Manifest
 from pretrain.checkpoint.store import complete_checkpoints, locate
 from pretrain.checkpoint.weights import FragmentReader
 from pretrain.environment import free_port
-from tests.distributed.launch import REPOSITORY, rank_environment, run_ranks, train_records
+from tests.distributed.launch import REPOSITORY, rank_environment, run_ranks, start_ranks, train_records
 
 STEPS = 30
 
@@ -80,21 +80,11 @@ def test_killed_run_goes_on_as_if_nothing_had_happened(
     shared_memory = set(os.listdir("/dev/shm"))
     unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
     run_ranks("deploy.cli", arguments(digit_shards, unbroken, *options), num_processes)
-    port = free_port()
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "deploy.cli", *arguments(digit_shards, killed, *options)],
-            env=rank_environment(rank, num_processes, port),
-            cwd=REPOSITORY,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        for rank in range(num_processes)
-    ]
+    ranks = start_ranks("deploy.cli", arguments(digit_shards, killed, *options), num_processes, tmp_path)
     wait_for_step(killed, 12)
     for process in ranks:
         process.kill()
-        process.wait()
+        process.join()
     assert set(os.listdir("/dev/shm")) <= shared_memory
     assert [path.name for path in complete_checkpoints(killed)] == ["step-00000010"], (
         "killed too late to prove anything"
