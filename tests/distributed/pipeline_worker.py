@@ -1,5 +1,6 @@
 """Worker of test_pipeline: trains synthetic runs under several layouts, one after the other in one process group."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -7,8 +8,10 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 import torch
 
 from data_pipelines.batches.base import Batch
@@ -19,7 +22,7 @@ from pretrain.environment import Processes, read_environment
 from pretrain.errors import RunError
 from pretrain.parallel.zero import leave_processes
 from pretrain.preempt import StopRequest
-from pretrain.sections import ParallelSection
+from pretrain.sections import OptimSection, ParallelSection
 from pretrain.trainer import Trainer
 from tests.distributed.synthetic import SyntheticMixture, run_config
 
@@ -39,6 +42,8 @@ class Case:
     tp_size: int = 1
     pp_size: int = 1
     dropout: float = 0.0
+    optimizer: str = "adamw"
+    """Or "sgd": plain, at lr 1 and without clipping, so that no wrong scale of a gradient can hide."""
     dtype: str = "fp32"
     options: dict = dataclasses.field(default_factory=dict)
     """More of the section ``parallel``."""
@@ -55,6 +60,8 @@ def start(case: Case, out: Path, processes: Processes) -> Trainer:
     parallel = ParallelSection(tp_size=case.tp_size, pp_size=case.pp_size, **case.options)
     config = run_config(case.modalities, parallel, case.dropout)
     config = dataclasses.replace(config, precision=dataclasses.replace(config.precision, dtype=case.dtype))
+    if case.optimizer == "sgd":
+        config = dataclasses.replace(config, optim=OptimSection(lr=1.0, clip_norm=0.0))
     run_dir, stop = out / case.run, StopRequest()
     run_dir.mkdir(parents=True, exist_ok=True)
     trainer = build.build_trainer(config, run_dir, processes, stop, resume="auto", user_deepspeed=None)
@@ -73,6 +80,21 @@ def start(case: Case, out: Path, processes: Processes) -> Trainer:
 
 def _poisoned(batch: Batch) -> torch.Tensor:
     return torch.full_like(batch.source, float("nan")) if batch.modality == "image" else batch.source
+
+
+@contextlib.contextmanager
+def plain_sgd() -> Iterator[None]:
+    """Whatever makes AdamW gets an optimizer whose step is w -= lr g; its moments stay 0."""
+
+    def step(optimizer: torch.optim.AdamW) -> None:
+        for group in optimizer.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    weight.add_(weight.grad, alpha=-group["lr"])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", torch.no_grad()(step))
+        yield
 
 
 def hang(trainer: Trainer) -> None:
@@ -123,7 +145,8 @@ def main() -> None:
         trainer = start(case, out, processes)
         if case.hang:
             hang(trainer)
-        trainer.train()
+        with plain_sgd() if case.optimizer == "sgd" else contextlib.nullcontext():
+            trainer.train()
         trainer.close()
         blocks = [number for number, block in enumerate(trainer._task.network.encoder.blocks) if block is not None]
         print("BLOCKS", case.run, json.dumps(blocks), flush=True)

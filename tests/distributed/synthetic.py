@@ -28,7 +28,7 @@ from pretrain.sections import (
     TrainingSection,
 )
 
-STEPS = 8
+STEPS = 10
 DEPTH = 4
 
 
@@ -38,7 +38,7 @@ def run_config(modalities: list[str], parallel: ParallelSection, dropout: float 
         name="synthetic",
         model=model_config(modalities, dropout),
         data=DataConfig(
-            image=ImageSourceConfig(size=16, batch_size=8, microbatch_size=2) if "image" in modalities else None,
+            image=ImageSourceConfig(size=16, batch_size=4, microbatch_size=2) if "image" in modalities else None,
             audio=AudioSourceConfig(min_seconds=0.04, max_seconds=0.06, batch_seconds=0.12, batch_size=2)
             if "audio" in modalities
             else None,
