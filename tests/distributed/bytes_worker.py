@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import sys
+import time
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,6 +22,7 @@ from pretrain.parallel.zero import leave_processes
 from pretrain.preempt import StopRequest
 from pretrain.sections import ParallelSection
 from pretrain.trainer import Trainer
+from tests.distributed.allocations import PATIENCE
 from tests.distributed.collectives import Collectives
 from tests.distributed.layout_worker import forget_groups
 from tests.distributed.synthetic import SyntheticMixture, run_config
@@ -69,7 +71,8 @@ def storages(tensors: Iterable[Any]) -> Storages:
 
 
 def everything() -> Storages:
-    """Every tensor of this process."""
+    """Every tensor of this process, once gloo's threads have let go of what the last collectives moved."""
+    time.sleep(PATIENCE)
     gc.collect()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some objects warn of being looked at
