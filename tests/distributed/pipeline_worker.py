@@ -97,13 +97,14 @@ def plain_sgd() -> Iterator[None]:
         yield
 
 
-def hang(trainer: Trainer) -> None:
-    """The last rank hangs, the others print the error that they end with."""
+def hang(trainer: Trainer, named: Path) -> None:
+    """The last rank hangs until the other has printed the error that it ends with, and made a file that says so."""
     student, numbers = trainer._task.student, itertools.count()
 
     def sleep_in_third(*arguments: object) -> StudentOutput | StageOutput:
         if next(numbers) == 2:
-            time.sleep(15)
+            while not named.exists():
+                time.sleep(0.1)
             os._exit(0)
         return student(*arguments)  # type: ignore[arg-type]
 
@@ -113,6 +114,7 @@ def hang(trainer: Trainer) -> None:
         trainer.train()
     except RunError as error:
         print("ERROR", error, flush=True)
+        named.touch()
     os._exit(0)  # the groups are broken
 
 
@@ -144,7 +146,7 @@ def main() -> None:
     for case in cases:
         trainer = start(case, out, processes)
         if case.hang:
-            hang(trainer)
+            hang(trainer, out / "named")
         with plain_sgd() if case.optimizer == "sgd" else contextlib.nullcontext():
             trainer.train()
         trainer.close()
