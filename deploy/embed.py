@@ -21,7 +21,7 @@ _MOST_REASONS = 5
 
 def main(argv: list[str]) -> int:
     """Encode, write, and print what was left out; returns the exit status."""
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     out: Path = arguments.out
     if out.suffix not in _SUFFIXES:
         raise RunError(f"--out {out}: must end in {', '.join(_SUFFIXES)}")
@@ -100,7 +100,8 @@ def _left_out(embedded: "Embedded") -> str:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The arguments of ``d2v embed``."""
     parser = argparse.ArgumentParser(
         prog="d2v embed",
         description="Features of the last block: the mean over patches, frames or tokens, or each of them.",

@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     Raises:
         DataError: for input or output that cannot be used.
     """
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     kinds: dict[str, Callable[[argparse.Namespace], None]] = {
         "images": _images,
         "speech": _speech,
@@ -141,7 +141,8 @@ def _write(plan: "Plan", out: Path, arguments: argparse.Namespace, numbers: tupl
         print(f"{out}: part {part.number}/{part.num_parts} is made; {left} are left to the other parts")
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The arguments of ``d2v prepare``."""
     parser = argparse.ArgumentParser(
         prog="d2v prepare",
         description="Make indexed tar shards from raw files. If interrupted, run it again: finished shards are kept.",

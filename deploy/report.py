@@ -6,14 +6,19 @@ from pathlib import Path
 
 def main(argv: list[str]) -> int:
     """Write the page; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="d2v report", description="Write one HTML page about a run, with plots.")
-    parser.add_argument("run", type=Path, metavar="RUN", help="run directory, as d2v train writes it")
-    parser.add_argument("--out", type=Path, help="file to write; default RUN/report.html")
-    arguments = parser.parse_args(argv)
+    arguments = parser().parse_args(argv)
     out = arguments.out or arguments.run / "report.html"
     write_report(arguments.run, out)
     print(f"report: {out}")
     return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of ``d2v report``."""
+    parser = argparse.ArgumentParser(prog="d2v report", description="Write one HTML page about a run, with plots.")
+    parser.add_argument("run", type=Path, metavar="RUN", help="run directory, as d2v train writes it")
+    parser.add_argument("--out", type=Path, help="file to write; default RUN/report.html")
+    return parser
 
 
 def write_report(run: Path, out: Path) -> None:

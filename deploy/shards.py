@@ -18,7 +18,7 @@ def main(argv: list[str]) -> int:
     Raises:
         DataError: for shards that cannot be used.
     """
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     tools: dict[str, Callable[[argparse.Namespace], int]] = {
         "index": _index,
         "info": _info,
@@ -110,7 +110,8 @@ def _preview(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The arguments of ``d2v shards``."""
     parser = argparse.ArgumentParser(prog="d2v shards", description="Index, describe, check and show tar shards.")
     tools = parser.add_subparsers(dest="tool", metavar="TOOL", required=True)
     path = argparse.ArgumentParser(add_help=False)

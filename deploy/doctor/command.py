@@ -20,10 +20,10 @@ def main(argv: list[str]) -> int:
     Raises:
         RunError: with --distributed if processes do not come, hang or fail.
     """
-    parser = _parser()
-    options = parser.parse_args(argv)
+    command = parser()
+    options = command.parse_args(argv)
     if options.run_dir is not None and not options.distributed:
-        parser.error("--run-dir needs --distributed")
+        command.error("--run-dir needs --distributed")
     if options.distributed:
         from deploy.doctor.distributed import examine
 
@@ -44,7 +44,8 @@ def _examine_machine(*, json: bool) -> int:
     return int(failed(rows.values()))
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The arguments of ``d2v doctor``."""
     parser = argparse.ArgumentParser(
         prog="d2v doctor", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -8,14 +8,19 @@ from deploy.arguments import positive_float
 
 def main(argv: list[str]) -> int:
     """Export, and print how far the result is from our own model; returns the exit status."""
+    arguments = parser().parse_args(argv)
+    run = {"hf": _hf, "onnx": _program, "torch": _program, "fairseq": _fairseq}[arguments.format]
+    print(f"export: {arguments.out} ({run(arguments)})")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of ``d2v export``."""
     parser = argparse.ArgumentParser(prog="d2v export", description="Convert a checkpoint for inference.")
     formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT")
     for add in (_add_hf, _add_onnx, _add_torch, _add_fairseq):
         add(formats)
-    arguments = parser.parse_args(argv)
-    run = {"hf": _hf, "onnx": _program, "torch": _program, "fairseq": _fairseq}[arguments.format]
-    print(f"export: {arguments.out} ({run(arguments)})")
-    return 0
+    return parser
 
 
 def _common(parser: argparse.ArgumentParser) -> None:

@@ -6,6 +6,16 @@ from pathlib import Path
 
 def main(argv: list[str]) -> int:
     """Import, and print what was found; returns the exit status."""
+    arguments = parser().parse_args(argv)
+
+    from deploy.export.fairseq_import import import_fairseq
+
+    print(f"import: {arguments.out} ({import_fairseq(arguments.file, arguments.out, arguments.letters)})")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of ``d2v import``."""
     parser = argparse.ArgumentParser(prog="d2v import", description="Turn a checkpoint of others into one of ours.")
     formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT")
     fairseq = formats.add_parser("fairseq", help="a .pt file of data2vec 2.0, pretrained or fine-tuned")
@@ -14,9 +24,4 @@ def main(argv: list[str]) -> int:
     fairseq.add_argument(
         "--letters", type=Path, help="dict.ltr.txt of a CTC model whose file does not name its letters"
     )
-    arguments = parser.parse_args(argv)
-
-    from deploy.export.fairseq_import import import_fairseq
-
-    print(f"import: {arguments.out} ({import_fairseq(arguments.file, arguments.out, arguments.letters)})")
-    return 0
+    return parser

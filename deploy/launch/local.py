@@ -87,11 +87,7 @@ def main(argv: list[str]) -> int:
     Raises:
         RunError, ConfigError, DataError: for bad input.
     """
-    parser = argparse.ArgumentParser(
-        prog="d2v launch local", description=_DESCRIPTION, parents=[launch_arguments()], allow_abbrev=False
-    )
-    parser.add_argument("--num-processes", type=positive_int, required=True, help="one per accelerator")
-    options, overrides = parser.parse_known_args(argv)
+    options, overrides = parser().parse_known_args(argv)
     launch = prepare(options, overrides, options.num_processes)
     if launch is None:
         return 0
@@ -101,6 +97,15 @@ def main(argv: list[str]) -> int:
         return 0
     launch.keep(shown(command))
     return start(command, launch.run_dir)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of ``d2v launch local``."""
+    parser = argparse.ArgumentParser(
+        prog="d2v launch local", description=_DESCRIPTION, parents=[launch_arguments()], allow_abbrev=False
+    )
+    parser.add_argument("--num-processes", type=positive_int, required=True, help="one per accelerator")
+    return parser
 
 
 def start(command: Sequence[str], run_dir: Path, *, is_first: bool = True) -> int:
