@@ -15,13 +15,12 @@ from model.initialization import initialize
 from model.linear import PLAIN, LinearFactory
 from pretrain.accumulation import Schedule, SequentialSchedule
 from pretrain.checkpoint.manifest import Manifest
-from pretrain.checkpoint.progress import check_continues
+from pretrain.checkpoint.progress import check_continues, check_fresh
 from pretrain.checkpoint.state import TrainState, choose, restore, save
 from pretrain.compilation import compile_blocks
 from pretrain.config import RunConfig, write_yaml
 from pretrain.description import describe
 from pretrain.environment import Processes
-from pretrain.errors import RunError
 from pretrain.masking import masking_of
 from pretrain.observe.log import RunLog
 from pretrain.observe.throughput import Throughput
@@ -140,9 +139,9 @@ def _found(
     config: RunConfig, run_dir: Path, groups: ProcessGroups, resume: str
 ) -> tuple[Path | None, list[str], dict[str, str]]:
     """The checkpoint to go on from, why newer ones are not whole, and the ids under which trackers know the run."""
+    if resume == "never":
+        check_fresh(run_dir)
     checkpoint, refused = choose(run_dir, groups)
-    if resume == "never" and (checkpoint or refused):
-        raise RunError(f"{run_dir} already holds checkpoints; choose another --run-dir, or --resume auto")
     if checkpoint is None:
         return None, refused, {}
     check_continues(config, checkpoint)

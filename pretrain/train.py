@@ -6,10 +6,11 @@ import secrets
 from pathlib import Path
 
 from pretrain import preempt
-from pretrain.checkpoint.progress import is_done
+from pretrain.checkpoint.progress import check_fresh, is_done
 from pretrain.config import RunConfig
 from pretrain.environment import Processes, read_environment
 from pretrain.errors import RunError
+from pretrain.exclusive import alone_in
 from pretrain.recipes.registry import recipe
 from pretrain.request import Request, lay_out, read_request, request_arguments
 
@@ -27,10 +28,10 @@ def main(argv: list[str]) -> int:
         RunError, DataError, ConfigError: for bad input; the caller prints them.
     """
     stop = preempt.install()
-    parser = _parser()
-    options, overrides = parser.parse_known_args(argv)
+    command = parser()
+    options, overrides = command.parse_known_args(argv)
     if options.help:
-        return _help(parser, options.recipe)
+        return _help(command, options.recipe)
     processes = read_environment(os.environ)
     request = read_request(options, overrides)
     _prepare_run_dir(request.run_dir)
@@ -44,16 +45,39 @@ def _train(request: Request, processes: Processes, stop: preempt.StopRequest) ->
         if processes.rank == 0:
             print(f"{run_dir} is done: it has all {config.training.max_steps} steps")
         return 0
-    if processes.rank == 0:
+    if request.resume == "never":
+        check_fresh(run_dir)
+    if processes.rank > 0:
+        _run(request, processes, stop)
+        return 0
+    with alone_in(run_dir):
         (run_dir / "FAILED").unlink(missing_ok=True)
-    from pretrain.build import build_trainer
-    from pretrain.parallel.zero import leave_processes
+        preempt.mark(run_dir, done=_run(request, processes, stop) == "done")
+    return 0
 
-    trainer = build_trainer(config, run_dir, processes, stop, resume=request.resume, user_deepspeed=request.deepspeed)
+
+def _run(request: Request, processes: Processes, stop: preempt.StopRequest) -> str:
+    """Build the run and take its steps; returns how it ended."""
+    from pretrain.parallel.zero import abandon_processes, leave_processes
+
+    try:
+        outcome = _steps(request, processes, stop)
+    except ValueError:
+        abandon_processes()
+        raise
+    leave_processes()
+    return outcome
+
+
+def _steps(request: Request, processes: Processes, stop: preempt.StopRequest) -> str:
+    from pretrain.build import build_trainer
+
+    config, run_dir, user = request.config, request.run_dir, request.deepspeed
+    trainer = build_trainer(config, run_dir, processes, stop, resume=request.resume, user_deepspeed=user)
     if processes.rank == 0:
         preempt.unmark(run_dir)
     try:
-        outcome = trainer.train()
+        return trainer.train()
     except ValueError as error:
         trainer.fail(error)
         if not isinstance(error.__cause__, RuntimeError):  # then it is about other processes: their machine may be gone
@@ -61,13 +85,10 @@ def _train(request: Request, processes: Processes, stop: preempt.StopRequest) ->
         raise
     finally:
         trainer.close()
-    leave_processes()
-    if processes.rank == 0:
-        preempt.mark(run_dir, done=outcome == "done")
-    return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The arguments of ``d2v train``."""
     parser = argparse.ArgumentParser(
         prog="d2v train",
         description=_DESCRIPTION,
@@ -81,9 +102,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _help(parser: argparse.ArgumentParser, name: str | None) -> int:
+def _help(command: argparse.ArgumentParser, name: str | None) -> int:
     """The command's help; with a recipe also every field with its meaning and the recipe's value."""
-    print(parser.format_help())
+    print(command.format_help())
     if name is not None:
         import tyro
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipelines.atomic import replacing
-from pretrain.checkpoint.progress import check_continues, is_done, newest_checkpoint
+from pretrain.checkpoint.progress import check_continues, check_fresh, is_done, newest_checkpoint
 from pretrain.config import to_yaml
 from pretrain.errors import RunError
 from pretrain.request import Request, lay_out, read_request, request_arguments
@@ -82,10 +82,10 @@ def prepare(options: argparse.Namespace, overrides: list[str], world_size: int) 
     check_scales(request.config)
     if not options.skip_data_check:
         check_data(request.config)
+    if request.resume == "never":
+        check_fresh(launch.run_dir)
     newest = newest_checkpoint(launch.run_dir)
     if newest is not None:
-        if request.resume == "never":
-            raise RunError(f"{launch.run_dir} already holds checkpoints; choose another --run-dir, or --resume auto")
         if is_done(launch.run_dir, request.config):
             print(f"{launch.run_dir} is done: it has all {request.config.training.max_steps} steps")
             return None

@@ -30,6 +30,16 @@ def is_done(run_dir: Path, config: RunConfig) -> bool:
     return True
 
 
+def check_fresh(run_dir: Path) -> None:
+    """See that a run which shall begin anew destroys nothing.
+
+    Raises:
+        RunError: if there are checkpoints.
+    """
+    if complete_checkpoints(run_dir):
+        raise RunError(f"{run_dir} already holds checkpoints; choose another --run-dir, or --resume auto")
+
+
 def check_continues(config: RunConfig, checkpoint: Path) -> None:
     """See that a checkpoint was written with a configuration that learns the same.
 
@@ -40,7 +50,7 @@ def check_continues(config: RunConfig, checkpoint: Path) -> None:
     if changed:
         raise RunError(
             f"{checkpoint} was written with another configuration ({'; '.join(changed[:3])}"
-            f"{' and more' if len(changed) > 3 else ''}); use another --run-dir, or --resume never"
+            f"{' and more' if len(changed) > 3 else ''}); set them back, or use another --run-dir"
         )
 
 

@@ -72,6 +72,12 @@ def leave_processes() -> None:
     torch.distributed.destroy_process_group()
 
 
+def abandon_processes() -> None:
+    """The same in a process that fails, perhaps alone: over gloo only, for NCCL would wait for the others."""
+    if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
+        leave_processes()
+
+
 class _ModelParallelUnit:
     """The groups as DeepSpeed asks for them."""
 

@@ -1,0 +1,40 @@
+"""One run at a time in a run directory. No torch."""
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pretrain.errors import RunError
+
+
+@contextmanager
+def alone_in(run_dir: Path) -> Iterator[None]:
+    """Keep other runs of this machine out of a run directory: they would delete each other's checkpoints.
+
+    The lock belongs to the process: data workers do not inherit it, and a killed run leaves none behind. One that
+    another machine holds is not believed, for that machine may have died. A file system without locks does without.
+
+    Raises:
+        RunError: if a run is there.
+    """
+    with (run_dir / ".lock").open("a+", encoding="utf-8") as lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            lock.seek(0)
+            host, _, process = lock.read().strip().partition(" ")
+            if host == socket.gethostname():
+                raise RunError(
+                    f"{run_dir}: process {process} is training here; stop it first (SIGTERM makes it save), or choose "
+                    "another --run-dir"
+                ) from None
+        except OSError:
+            pass
+        else:
+            lock.truncate(0)
+            lock.write(f"{socket.gethostname()} {os.getpid()}\n")
+            lock.flush()
+        yield
