@@ -19,6 +19,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises:
         DataError: if it cannot be written.
     """
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder; name a file")
     # not the process id: several machines, or containers that count alike, may write into one folder
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_SUFFIX}")
     try:

@@ -9,15 +9,30 @@ from data_pipelines.errors import DataError
 
 def positive_int(text: str) -> int:
     """A whole number from 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return _at_least(1, text)
+
+
+def whole_number(text: str) -> int:
+    """A whole number from 0."""
+    return _at_least(0, text)
+
+
+def _at_least(smallest: int, text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
+    if value < smallest:
+        raise argparse.ArgumentTypeError(f"must be at least {smallest}, got {value}")
     return value
 
 
 def positive_float(text: str) -> float:
     """A number above 0."""
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
     return value

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> int:
     """Judge a checkpoint by one protocol, or by all in one pass, and print the tables; returns the exit status."""
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
 
     from pretrain.evaluate import protocols
     from pretrain.evaluate.comparison import compare
@@ -30,6 +30,8 @@ def main(argv: list[str]) -> int:
         chosen.append(protocols.probe(l2=arguments.l2))
     if arguments.json:
         read_evaluations(arguments.json)  # a wrong file is named now, not after the work
+        if not arguments.json.parent.is_dir():
+            raise RunError(f"--json {arguments.json}: there is no folder {arguments.json.parent}")
     comparisons = compare(
         arguments.checkpoint,
         arguments.bank,
@@ -95,7 +97,8 @@ def read_evaluations(path: Path) -> dict[str, "Comparison"]:
         raise RunError(f"{path}: not written by d2v eval --json ({error}); remove it") from error
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The arguments of ``d2v eval``."""
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="run directory or one of its checkpoints")
     shared.add_argument("--bank", required=True, metavar="SHARDS", help="labelled shards to learn from")

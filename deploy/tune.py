@@ -34,13 +34,14 @@ def main(argv: list[str]) -> int:
     Raises:
         RunError, DataError, ConfigError: for bad input.
     """
-    options, overrides = _parser().parse_known_args(argv)
+    options, overrides = parser().parse_known_args(argv)
     user = read_user_json(options.deepspeed) if options.deepspeed else {}
     cluster = _cluster(options)
     config, pinned = pinned_json(read_config(options, overrides), read_pinned(overrides), user)
     problem = Problem(config, cluster, Engine.of(user), pinned)
-    for modality in config.model.modalities:
-        config.data.path_of(modality)  # raises here rather than in every trial
+    from pretrain.preflight import check_data  # numpy, which help shall not wait for
+
+    check_data(config)  # raises here rather than in every trial
     candidates = best(search(problem), options.candidates)
     if not candidates:
         raise RunError(f"no layout of {config.name} fits {cluster}; d2v plan says why")
@@ -106,7 +107,8 @@ def _this_machine() -> str:
     raise RunError(f"--cluster: {name} is not in the hardware table; describe it in --hardware FILE and name it")
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The arguments of ``d2v tune``."""
     parser = argparse.ArgumentParser(
         prog="d2v tune",
         description=_DESCRIPTION,

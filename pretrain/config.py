@@ -154,7 +154,6 @@ def from_yaml(text: str, origin: str, base: RunConfig | None = None) -> RunConfi
     Raises:
         RunError: naming ``origin`` and the field, for unknown or missing fields and wrong types.
     """
-    import pydantic
     import yaml
 
     try:
@@ -162,31 +161,20 @@ def from_yaml(text: str, origin: str, base: RunConfig | None = None) -> RunConfi
     except yaml.YAMLError as error:
         raise RunError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from error
     values = _merge(_plain(dataclasses.asdict(base)) if base else {}, loaded, RunConfig, origin, "")
-    try:
-        return _validator().validate_python(_complete(values, RunConfig, origin, ""))
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise RunError(f"{origin}: {where or 'config'}: {first['msg']}") from error
-
-
-@functools.cache
-def _validator() -> "pydantic.TypeAdapter[RunConfig]":
-    """Made once: it takes 10 ms to make, and every ``--section.field`` is validated by itself."""
-    import pydantic
-
-    return pydantic.TypeAdapter(RunConfig)
+    return _validated(_complete(values, RunConfig, origin, ""), f"{origin}: ")
 
 
 def with_overrides(config: RunConfig, arguments: list[str]) -> RunConfig:
     """Lay ``--section.field VALUE`` (or ``=VALUE``) pairs over a configuration; values are YAML scalars or lists.
 
+    What goes together, such as data.audio.max_seconds and batch_seconds, is checked when all are laid.
+
     Raises:
-        RunError: naming the argument, for unknown fields (with the nearest known one) and wrong types.
+        RunError: naming the argument or field, for unknown fields (with the nearest known one) and wrong values.
     """
     import yaml
 
-    remaining = list(arguments)
+    remaining, values = list(arguments), _plain(dataclasses.asdict(config))
     while remaining:
         flag = remaining.pop(0)
         name, equals, value = flag.partition("=")
@@ -196,11 +184,50 @@ def with_overrides(config: RunConfig, arguments: list[str]) -> RunConfig:
             if not remaining:
                 raise RunError(f"{name} needs a value")
             value = remaining.pop(0)
-        override: Any = yaml.safe_load(value) if value else value
-        for part in reversed(name[2:].replace("-", "_").split(".")):
+        try:
+            override: Any = yaml.safe_load(value) if value else value
+        except yaml.YAMLError as error:
+            raise RunError(f"{name}: {value!r} is not a YAML value; quote it") from error
+        fields = name[2:].replace("-", "_").split(".")
+        _check_sections(values, fields, name, config.name)
+        for part in reversed(fields):
             override = {part: override}
-        config = from_yaml(yaml.safe_dump(override), name, config)
-    return config
+        values = _merge(values, override, RunConfig, name, "")
+    return _validated(values, "") if arguments else config
+
+
+def _check_sections(values: dict[str, Any], fields: list[str], name: str, recipe: str) -> None:
+    """See that there is a section to set a field in: text has none in a recipe of images."""
+    section: Any = values
+    for number, part in enumerate(fields[:-1], 1):
+        section = section.get(part, {}) if isinstance(section, dict) else {}
+        if section is None:
+            raise RunError(f"{name}: {recipe} has no {'.'.join(fields[:number])}")
+
+
+def _validated(values: dict[str, Any], origin: str) -> RunConfig:
+    import pydantic
+
+    try:
+        return _validator().validate_python(values)
+    except pydantic.ValidationError as error:
+        raise RunError(f"{origin}{_problem(error.errors()[0])}") from error
+
+
+@functools.cache
+def _validator() -> "pydantic.TypeAdapter[RunConfig]":
+    """Made once: it takes 10 ms to make."""
+    import pydantic
+
+    return pydantic.TypeAdapter(RunConfig)
+
+
+def _problem(error: Any) -> str:
+    """What pydantic found, as ``section.field: what is wrong``; our own checks may have named the field already."""
+    where, ours = ".".join(map(str, error["loc"])), error.get("ctx", {}).get("error")
+    if ours is None:
+        return f"{where}: {error['msg']}, got {error['input']!r}"
+    return str(ours) if str(ours).startswith(where) else f"{where}.{ours}"
 
 
 def write_yaml(config: RunConfig, path: Path) -> None:

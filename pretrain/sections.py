@@ -26,6 +26,13 @@ class OptimSection:
     clip_norm: float = 4.0
     """Largest global gradient norm; 0 turns clipping off."""
 
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, "optim.lr", f"must be above 0, got {self.lr}")
+        _require(all(0 <= beta < 1 for beta in self.betas), "optim.betas", f"must lie in [0, 1), got {self.betas}")
+        for name in ("eps", "weight_decay", "clip_norm"):
+            value = getattr(self, name)
+            _require(value >= 0, f"optim.{name}", f"must not be negative, got {value}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleSection:
@@ -33,6 +40,9 @@ class ScheduleSection:
 
     warmup_steps: int = 50_040
     """Steps of the linear rise; the first step has learning rate 0 as in the reference."""
+
+    def __post_init__(self) -> None:
+        _require(self.warmup_steps >= 0, "schedule.warmup_steps", f"must not be negative, got {self.warmup_steps}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +162,8 @@ class TrainingSection:
             "training.global_batch_size",
             f"must be at least 1, got {self.global_batch_size}",
         )
+        size = self.microbatch_size
+        _require(size is None or size >= 1, "training.microbatch_size", f"must be at least 1, got {size}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -152,6 +152,8 @@ def _lengths(reader: Reader, config: AudioSourceConfig) -> NDArray[np.int64]:
     lengths[there] = resampled_length(reader.num_frames[there], reader.sample_rates[there], config.sample_rate)
     if config.speed_factors:
         lengths = length_at_speed(lengths, config.sample_rate, max(config.speed_factors))
+    if not len(there):
+        raise DataError(f"{reader.path}: holds no recordings")
     longest = lengths.max() / config.sample_rate
     if longest < config.min_seconds:
         raise DataError(

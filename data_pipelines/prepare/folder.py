@@ -124,7 +124,7 @@ def unfinished_shards(manifest: DatasetManifest, out: Path) -> list[str]:
 def _claim(plan: Plan, out: Path, part: Part) -> DatasetManifest:
     """The manifest of the folder: a new one, or that of the call which is to be finished."""
     if not any(map(len, plan.shards)):
-        raise DataError(f"{plan.made_from}: holds 0 files")
+        raise DataError(f"{plan.made_from}: holds no {plan.kind}")
     fresh = DatasetManifest(
         kind=plan.kind,
         made_from=plan.made_from,

@@ -60,6 +60,8 @@ def plan_images(source: Path, out: Path, *, shard_size_bytes: int, max_samples_p
         found = _find(source)
     except OSError as error:
         raise DataError(f"{error.filename or source}: cannot be read: {error.strerror}") from error
+    if not found:
+        raise DataError(f"{source}: holds no images; put them into a folder for each class, or straight into it")
     classes = sorted({one.class_name for one in found if one.class_name is not None})
     candidates = _candidates(found, classes)
     options = f"shard size {shard_size_bytes}, {max_samples_per_shard} samples, {max_pixels} pixels"

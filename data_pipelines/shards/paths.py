@@ -37,5 +37,7 @@ def expand_path(path: str) -> list[Path]:
         raise DataError(f"data.path: {path!r}: {error}") from error
     for shard in shards:
         if not shard.is_file():
-            raise DataError(f"{shard}: shard is missing" + (f" (named by {path})" if len(shards) > 1 else ""))
+            if len(shards) > 1:
+                raise DataError(f"{shard}: shard is missing (named by {path})")
+            raise DataError(f"{shard}: there is no such folder of shards or .tar; 'd2v prepare' makes them")
     return shards

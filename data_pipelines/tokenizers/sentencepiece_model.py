@@ -121,6 +121,8 @@ def _reason(message: str, vocab_size: int) -> str:
             f"{vocab_size:,} tokens cannot hold the specials, 256 bytes and the frequent characters; the smallest "
             f"number that works is {found[1]} (--vocab-size {found[1]})"
         )
+    if "insert_id(" in message:
+        return f"{vocab_size:,} tokens cannot hold the specials, 256 bytes and the frequent characters (--vocab-size)"
     if "!sentences_.empty()" in message:
         return "there is no text"
     return " ".join(message.split())

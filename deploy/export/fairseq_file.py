@@ -131,6 +131,8 @@ def _refused(path: Path, dotted: str) -> RunError:
 
 def _unreadable(path: Path, error: Exception) -> RunError:
     reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+    if "weights_only" in reason:  # torch advises to run what is in the file
+        reason = "torch finds no tensors in it"
     return RunError(f"{path}: cannot be read: not a file of torch.save, or cut short ({reason})")
 
 

@@ -92,7 +92,7 @@ def read_user_json(path: Path) -> dict[str, Any]:
     """A user's DeepSpeed JSON.
 
     Raises:
-        RunError: if it is missing, not JSON or not an object.
+        RunError: if it is missing, not JSON or not an object, or one of its sections is not.
     """
     try:
         loaded = json.loads(path.read_text(encoding="utf-8"))
@@ -102,6 +102,12 @@ def read_user_json(path: Path) -> dict[str, Any]:
         raise RunError(f"--deepspeed {path}: not valid JSON: {error}") from error
     if not isinstance(loaded, dict):
         raise RunError(f"--deepspeed {path}: expected a JSON object at the top")
+    for name in OWNED:
+        section = loaded
+        for part in name.split(".")[:-1]:
+            section = section.get(part, {})
+            if not isinstance(section, dict):
+                raise RunError(f"--deepspeed {path}: {part} is {json.dumps(section)}, expected a JSON object")
     return loaded
 
 

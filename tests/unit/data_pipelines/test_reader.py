@@ -44,7 +44,7 @@ def test_paths_name_shards(whole: Dataset, pattern: str, numbers: range) -> None
         ("pipe:touch {}/owned", "is a URL or a command"),
         ("https://example.org/{{0..3}}.tar", "is a URL or a command"),
         ("s3://bucket/a.tar", "is a URL or a command"),
-        ("{}/nothing.tar", "nothing.tar: shard is missing"),
+        ("{}/nothing.tar", "nothing.tar: there is no such folder of shards or .tar"),
         ("{}/shard-{{000000..000003}}.tar", r"shard-000003.tar: shard is missing \(named by"),
         ("{}/shard-{{000000..", "data.path: "),
         ("{}/empty", "empty: holds no .tar shards"),

@@ -46,7 +46,14 @@ def test_overrides_take_dashes_lists_and_null() -> None:
     [
         ("image-base", ["--optim.lrr", "1"], ["optim.lrr", "did you mean optim.lr?"]),
         ("image-base", ["--optm.lr", "1"], ["optm", "did you mean optim?"]),
-        ("image-base", ["--optim.lr", "fast"], ["optim.lr", "number"]),
+        ("image-base", ["--optim.lr", "fast"], ["optim.lr", "number", "got 'fast'"]),
+        ("image-base", ["--optim.lr", "-1"], ["optim.lr: must be above 0, got -1.0"]),
+        ("image-base", ["--optim.betas", "[0.9, 1]"], ["optim.betas: must lie in [0, 1)"]),
+        ("image-base", ["--optim.eps", "[1"], ["--optim.eps: '[1' is not a YAML value"]),
+        ("image-base", ["--schedule.warmup-steps", "-1"], ["schedule.warmup_steps: must not be negative"]),
+        ("image-base", ["--training.microbatch-size", "0"], ["training.microbatch_size: must be at least 1"]),
+        ("image-base", ["--model.image.num-views", "0"], ["model.image.num_views: must be at least 1"]),
+        ("image-base", ["--model.text.vocab-size", "9"], ["--model.text.vocab-size: image-base has no model.text"]),
         ("image-base", ["--optim.lr"], ["--optim.lr", "value"]),
         ("image-base", ["optim.lr", "1"], ["'optim.lr'", "--section.field"]),
         ("image-base", ["--optim", "3"], ["optim", "expected fields"]),
@@ -94,9 +101,17 @@ def test_mistakes_name_the_field(name: str, arguments: list[str], words: list[st
     with pytest.raises((RunError, ConfigError, DataError)) as caught:
         with_overrides(recipe(name), arguments)
     message = str(caught.value)
-    assert "\n" not in message
+    assert "\n" not in message and "Value error" not in message
     for word in words:
         assert word in message
+
+
+def test_fields_that_bound_each_other_are_set_in_any_order() -> None:
+    shorter = ["--data.audio.batch-seconds=4", "--data.audio.max-seconds=4"]
+    source = with_overrides(recipe("audio-base"), shorter).data.audio
+    assert source is not None
+    assert (source.min_seconds, source.max_seconds, source.batch_seconds) == (2, 4, 4)
+    assert with_overrides(recipe("audio-base"), shorter[::-1]).data.audio == source
 
 
 @pytest.mark.parametrize(("lacking", "present"), [("model", "data"), ("data", "model")])

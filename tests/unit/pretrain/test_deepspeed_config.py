@@ -104,3 +104,6 @@ def test_unreadable_user_json(tmp_path: Path) -> None:
         read_user_json(path)
     path.write_text(json.dumps({"zero_optimization": {}}))
     assert read_user_json(path) == {"zero_optimization": {}}
+    path.write_text('{"zero_optimization": {"offload_optimizer": "cpu"}}')
+    with pytest.raises(RunError, match='offload_optimizer is "cpu", expected a JSON object'):
+        read_user_json(path)

@@ -172,7 +172,7 @@ def test_too_short_recordings_are_no_data(tmp_path: Path) -> None:
     ):
         make(tmp_path / "short")
     write_shard(tmp_path / "text.tar", [Stored("a", {"txt": b"no sound"})])
-    with pytest.raises(DataError, match=r"the longest of 0 recordings lasts 0.00 s, data.audio.min_seconds is 0.5"):
+    with pytest.raises(DataError, match=r": holds no recordings$"):
         make(tmp_path / "text.tar")
 
 

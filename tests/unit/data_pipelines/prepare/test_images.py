@@ -166,7 +166,7 @@ def test_unusable_sources_and_places_are_explained(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="lies inside the source"):
         prepare(source, source / "shards")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="empty .*: holds 0 files"):
+    with pytest.raises(DataError, match="empty: holds no images"):
         prepare(tmp_path / "empty", tmp_path / "out")
     (tmp_path / "empty" / "notes.txt").write_text("text")
     with pytest.raises(DataError, match=r"empty \(.*: nothing in it is usable \(notes.txt: not a JPEG"):
