@@ -12,6 +12,7 @@ from deploy.arguments import port, positive_int
 from deploy.launch.local import PROGRAM, start
 from deploy.launch.nodes import address_of, expand_nodelist
 from deploy.launch.prepare import launch_arguments, prepare, shown
+from deploy.launch.reach import check_reachable
 from pretrain.environment import DEFAULT_PORT, free_port, slurm_port
 from pretrain.errors import RunError
 
@@ -29,7 +30,7 @@ def main(argv: list[str]) -> int:
     Raises:
         RunError, ConfigError, DataError: for bad input.
     """
-    options, overrides = _parser().parse_known_args(argv)
+    options, overrides = parser().parse_known_args(argv)
     hosts = find_hosts(options.hosts, os.environ)
     node = node_rank(options.node_rank, len(hosts), os.environ) if options.no_ssh else None
     launch = prepare(options, overrides, len(hosts) * options.gpus_per_node)
@@ -49,6 +50,8 @@ def main(argv: list[str]) -> int:
     if options.dry_run:
         print(f"{text}{shown(command)}")
         return 0
+    if "--no_ssh" not in command and "--no_ssh_check" not in command:
+        check_reachable(hosts, options.ssh_port)
     launch.keep(shown(command), **{name: text})
     return start(command, launch.run_dir, is_first=not node)
 
@@ -85,7 +88,8 @@ def node_rank(given: int | None, num_hosts: int, environment: Mapping[str, str])
     Raises:
         RunError: if nobody says so.
     """
-    number = given if given is not None else int(environment.get("SLURM_NODEID", -1))
+    told = environment.get("SLURM_NODEID", "")
+    number = given if given is not None else int(told) if told.isdecimal() else -1
     if number < 0:
         raise RunError("--no-ssh: which of the hosts is this? give --node-rank N, or start with srun")
     if number >= num_hosts:
@@ -131,7 +135,8 @@ def hostfile_command(
     return [*words, "--no_local_rank", "--module", PROGRAM, *arguments]
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The arguments of ``d2v launch hostfile``."""
     parser = argparse.ArgumentParser(
         prog="d2v launch hostfile",
         description=_DESCRIPTION,

@@ -34,7 +34,9 @@ def address_of(node: str) -> str:
         shown = _show_node(node)
         address = re.search(r"\bNodeAddr=(\S+)", shown)
         if address is None:
-            raise RunError(f"{node}: no name service knows this host; give --master-addr ADDRESS") from None
+            raise RunError(
+                f"{node}: no name service knows this host; mend the name, or give --master-addr ADDRESS"
+            ) from None
         return address[1]
     return node
 

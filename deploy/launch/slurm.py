@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from deploy.arguments import positive_int
+from deploy.arguments import positive_int, whole_number
 from deploy.launch.prepare import Launch, launch_arguments, prepare, shown
 from deploy.launch.queue import check_none_queued, remember
 from pretrain.errors import RunError
@@ -27,7 +27,8 @@ def main(argv: list[str]) -> int:
     Raises:
         RunError, ConfigError, DataError: for what is wrong with the run, or what sbatch says.
     """
-    options, overrides = _parser().parse_known_args(_joined(argv))
+    options, overrides = parser().parse_known_args(_joined(argv))
+    _check_options(overrides)
     tasks = options.tasks_per_node or int(options.gpus_per_node.rpartition(":")[2])
     launch = prepare(options, overrides, options.nodes * tasks)
     if launch is None:
@@ -42,7 +43,8 @@ def main(argv: list[str]) -> int:
     launch.keep(shown(command, variables), **site)
     job = _submit(command, outside_jobs(os.environ) | variables)
     remember(launch.folder, job)
-    print(f"job {job}; squeue --job {job}; tail -F {launch.run_dir}/slurm-{job}.out")
+    logs = f"{job}_*" if _is_array(options) else job
+    print(f"job {job}; squeue --job {job}; tail -F {launch.run_dir}/slurm-{logs}.out")
     return 0
 
 
@@ -55,7 +57,6 @@ def submission(launch: Launch, options: argparse.Namespace, tasks: int) -> tuple
         tasks: per node.
     """
     config, run_dir = launch.request.config, launch.run_dir
-    is_array = any(one.startswith(("--array", "-a")) for one in options.sbatch_arg)
     variables = {"D2V_RUN_DIR": str(run_dir), "D2V_PYTHON": options.python}
     if options.max_restarts is not None:
         variables["D2V_MAX_RESTARTS"] = str(options.max_restarts)
@@ -70,7 +71,7 @@ def submission(launch: Launch, options: argparse.Namespace, tasks: int) -> tuple
         "--parsable",
         "--export=ALL",  # sites may have another default, and the variables above must arrive
         f"--job-name={config.name}",
-        f"--output={run_dir}/slurm-{'%A_%a' if is_array else '%j'}.out",
+        f"--output={run_dir}/slurm-{'%A_%a' if _is_array(options) else '%j'}.out",
         f"--nodes={options.nodes}",
         f"--ntasks-per-node={tasks}",
         *([f"--gpus-per-node={options.gpus_per_node}"] if options.gpus_per_node else []),
@@ -79,6 +80,21 @@ def submission(launch: Launch, options: argparse.Namespace, tasks: int) -> tuple
     if options.notice is not None:
         command.append(f"--signal=B:USR1@{options.notice}")
     return [*command, *options.sbatch_arg, str(TEMPLATES / "train.sbatch"), *launch.arguments], variables
+
+
+def _check_options(overrides: list[str]) -> None:
+    """See that what is left for the configuration has fields, not options that are meant for sbatch.
+
+    Raises:
+        RunError: with how to write it.
+    """
+    for word in overrides:
+        if word.startswith("--") and "." not in word.partition("=")[0]:
+            raise RunError(f"{word}: is no option of d2v launch slurm; one of sbatch is given as --sbatch-arg {word}")
+
+
+def _is_array(options: argparse.Namespace) -> bool:
+    return any(one.startswith(("--array", "-a")) for one in options.sbatch_arg)
 
 
 def outside_jobs(environment: Mapping[str, str]) -> dict[str, str]:
@@ -103,7 +119,8 @@ def _submit(command: list[str], environment: Mapping[str, str]) -> str:
     return process.stdout.strip().rpartition("\n")[2].partition(";")[0]  # a site file may print; ID;CLUSTER
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The arguments of ``d2v launch slurm``."""
     parser = argparse.ArgumentParser(
         prog="d2v launch slurm", description=_DESCRIPTION, parents=[launch_arguments()], allow_abbrev=False
     )
@@ -123,7 +140,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="before the time limit at which the run saves itself: a step, a save and 60 s must fit (default 300)",
     )
-    parser.add_argument("--max-restarts", type=int, metavar="N", help="after which the job gives up (default 20)")
+    parser.add_argument(
+        "--max-restarts", type=whole_number, metavar="N", help="after which the job gives up (default 20)"
+    )
     parser.add_argument(
         "--no-retry",
         action="store_true",
@@ -150,8 +169,10 @@ def _gpus(text: str) -> str:
 
 def _joined(argv: list[str]) -> list[str]:
     """``--sbatch-arg --qos=high`` as one word: argparse would take the value for an option of its own."""
+    if argv[-1:] == ["--sbatch-arg"]:
+        raise RunError("--sbatch-arg needs a value")
     words = iter(argv)
-    return [f"{word}={next(words, '')}" if word == "--sbatch-arg" else word for word in words]
+    return [f"{word}={next(words)}" if word == "--sbatch-arg" else word for word in words]
 
 
 def _read(path: Path) -> str:

@@ -61,7 +61,17 @@ def test_recipe_help_lists_every_field_with_its_meaning(capsys: pytest.CaptureFi
         (["train", "image-tiny", "--data.path", "/nowhere"], ["/nowhere"]),
         (["train", "image-tiny", "--run-dir", "/proc/run"], ["--run-dir /proc/run", "cannot be written"]),
         (["train", "image-tiny", "--training.microbatch-size", "5"], ["training.microbatch_size", "5 does not divide"]),
+        (["train", "image-tiny", "--optim.lr", "-1"], ["d2v: error: optim.lr: must be above 0, got -1.0"]),
+        (
+            ["tune", "image-tiny", "--cluster=2xcpu", "--data.path", "/nowhere"],
+            ["/nowhere: there is no such folder of shards"],
+        ),
         (["launch", "slrm"], ["unknown launch 'slrm'", "slurm"]),
+        (["launch", "slurm", "image-tiny", "--sbatch-arg"], ["--sbatch-arg needs a value"]),
+        (
+            ["launch", "slurm", "image-tiny", "--nodes=1", "--gpus-per-node=1", "--time=1:00"],
+            ["--time=1:00: is no option of d2v launch slurm", "--sbatch-arg --time=1:00"],
+        ),
         (["launch", "hostfile", "image-tiny", "--gpus-per-node", "1"], ["which machines?", "--hosts a,b"]),
         (["report", "/nowhere"], ["/nowhere"]),
         (["eval", "knn", "/nowhere", "--bank", "x", "--test", "y"], ["/nowhere"]),

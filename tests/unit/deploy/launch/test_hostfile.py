@@ -9,6 +9,7 @@ from deploy import cli
 from deploy.launch import nodes
 from deploy.launch.hostfile import find_hosts, hostfile_command, node_rank
 from deploy.launch.nodes import address_of, expand_nodelist
+from deploy.launch.reach import check_reachable
 from pretrain.errors import RunError
 from pretrain.nodelist import parse_nodelist
 
@@ -62,6 +63,29 @@ def test_one_host(host: str, flag: str) -> None:
     """DeepSpeed takes the only machine of a hostfile for this one, whatever its name."""
     command = hostfile_command(["train"], Path("/h"), master_addr=host, master_port=1, only_host=host)
     assert command[4:8] == ["--hostfile=/h", f"--master_addr={host}", "--master_port=1", flag]
+
+
+@pytest.mark.parametrize(
+    ("programs", "words"),
+    [
+        (("ssh",), "pdsh is not here: install it, or run this with --no-ssh on each machine"),
+        (("ssh", "pdsh"), r"n1: cannot be reached over ssh .* \(-p 7 -F mine n1: refused\); mend that"),
+    ],
+)
+def test_every_machine_is_tried_before_any_process_waits_for_it(
+    programs: tuple[str, ...], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DeepSpeed itself tries the first machine, and fails with a traceback without pdsh."""
+    refuses_n1 = (
+        '#!/bin/sh\nshift 4\n[ "$5" = n1 ] && { echo "$*: refused" | sed "s/ true//" >&2; exit 255; }\nexit 0\n'
+    )
+    for name in programs:
+        (tmp_path / name).write_text(refuses_n1)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin" if "pdsh" in programs else str(tmp_path))
+    monkeypatch.setenv("PDSH_SSH_ARGS_APPEND", "-F mine")
+    with pytest.raises(RunError, match=words):
+        check_reachable(["n0", "n1"], 7)
 
 
 def test_a_port_of_its_own_for_each_run_over_ssh(

@@ -119,6 +119,8 @@ def test_submission_keeps_what_was_submitted(
     assert capsys.readouterr().out == command
     assert from_yaml((run / "launch" / "config.yaml").read_text(), "").optim.lr == 0.5
     assert (run / "launch" / "site.env").read_text() == (tmp_path / "site").read_text()
+    assert cli.main(["launch", "slurm", *options, "--sbatch-arg", "--array=0-2"]) == 0
+    assert capsys.readouterr().out == f"job 77; squeue --job 77; tail -F {run}/slurm-77_*.out\n"
 
 
 def test_sbatch_refuses(

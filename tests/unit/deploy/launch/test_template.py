@@ -152,6 +152,7 @@ def test_all_that_other_launchers_say_is_forgotten() -> None:
 )
 def test_requeue(attempt: Attempt, behaviour: str, variables: dict[str, str], status: int, requeued: bool) -> None:
     seen, said = attempt.run(behaviour, **variables)
+    assert ("is not requeued" in said) == (variables.get("STATE", "RUNNING") != "RUNNING" and "RESUME" in behaviour)
     assert (seen, attempt.requeued and "NO_REQUEUE" not in variables) == (status, requeued), said
 
 
