@@ -63,7 +63,7 @@ def plan_speech(
     except OSError as error:
         raise DataError(f"{error.filename or source}: cannot be read: {error.strerror}") from error
     if not recordings:
-        raise DataError(f"{source}: holds no recordings ({', '.join(_SUFFIXES)})")
+        raise DataError(f"{source}: holds no recordings (WAV, FLAC, OGG or MP3)")
     options = f"shard size {shard_size_bytes}, {max_samples_per_shard} samples, {max_seconds} s"
     digest = hashlib.sha256(f"speech 1: {options}".encode())
     for one in recordings:

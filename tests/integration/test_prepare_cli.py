@@ -269,7 +269,7 @@ def test_preview_shows_crops_and_masks(tmp_path: Path, recipe: str) -> None:
         (["prepare", "images", "source", "source/out"], "lies inside the source"),
         (["prepare", "images", "source", "/proc/out"], "/proc/out: cannot be written"),
         (["prepare", "images", "empty", "out"], "empty: holds no images"),
-        (["prepare", "speech", "empty", "out"], "empty: holds no recordings (.wav"),
+        (["prepare", "speech", "empty", "out"], "empty: holds no recordings (WAV, FLAC"),
         (["prepare", "stdlib", "."], ".: is a folder; name a file"),
         (["prepare", "images", "source", "out", "--part", "0/3"], "--part: '0/3' is not I/N with I from 1 to N"),
         (["prepare", "speech", "source", "out", "--part", "4/3"], "--part: '4/3' is not I/N with I from 1 to N"),
