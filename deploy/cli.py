@@ -1,6 +1,7 @@
 """``d2v``: finds the sub-command and runs it; imports nothing else first, so that help and signals are instant."""
 
 import difflib
+import errno
 import importlib
 import os
 import sys
@@ -19,6 +20,9 @@ COMMANDS = {
     "doctor": ("deploy.doctor.command", "what works on this machine or between these processes, and the fix"),
     "report": ("deploy.report", "one HTML page about a run"),
 }
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,9 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in _FULL:
             raise
-        return _fail(f"{error.filename}: {error.strerror}")
+        return _fail(f"{error.filename or 'a file cannot be written'}: {error.strerror}")
     except ValueError as error:
         from data_pipelines.errors import DataError
         from model.errors import ConfigError

@@ -20,12 +20,13 @@ def alone_in(run_dir: Path) -> Iterator[None]:
     Raises:
         RunError: if a run is there.
     """
-    with (run_dir / ".lock").open("a+", encoding="utf-8") as lock:
+    path = run_dir / ".lock"
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
-            lock.seek(0)
-            host, _, process = lock.read().strip().partition(" ")
+            host, _, process = os.pread(lock, 1000, 0).decode().strip().partition(" ")
             if host == socket.gethostname():
                 raise RunError(
                     f"{run_dir}: process {process} is training here; stop it first (SIGTERM makes it save), or choose "
@@ -34,7 +35,16 @@ def alone_in(run_dir: Path) -> Iterator[None]:
         except OSError:
             pass
         else:
-            lock.truncate(0)
-            lock.write(f"{socket.gethostname()} {os.getpid()}\n")
-            lock.flush()
+            _sign(path, lock)
         yield
+    finally:
+        os.close(lock)
+
+
+def _sign(path: Path, lock: int) -> None:
+    """Say who has the lock."""
+    try:
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{socket.gethostname()} {os.getpid()}\n".encode(), 0)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written: {error.strerror}") from error

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from pretrain.errors import RunError
 
 
@@ -54,8 +56,8 @@ def _temporary_folder(path: Path) -> Iterator[Path]:
         raise RunError(f"{path}: cannot be written: {error.strerror}") from error
     try:
         yield temporary
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

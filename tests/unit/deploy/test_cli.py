@@ -126,6 +126,7 @@ def test_version_is_the_installed_one(capsys: pytest.CaptureFixture[str]) -> Non
         (DataError("b"), 2, "d2v: error: b\n"),
         (RunError("c"), 2, "d2v: error: c\n"),
         (PermissionError(13, "Permission denied", "/file"), 2, "d2v: error: /file: Permission denied\n"),
+        (OSError(28, "No space left on device"), 2, "d2v: error: a file cannot be written: No space left on device\n"),
     ],
     ids=repr,
 )
