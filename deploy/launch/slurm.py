@@ -1,6 +1,7 @@
 """``d2v launch slurm``: submit a static batch script; all that varies is options, variables and files. No torch."""
 
 import argparse
+import dataclasses
 import os
 import re
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 from deploy.arguments import positive_int, whole_number
 from deploy.launch.prepare import Launch, launch_arguments, prepare, shown
 from deploy.launch.queue import check_none_queued, remember
+from pretrain.config import RunConfig
 from pretrain.errors import RunError
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -88,8 +90,10 @@ def _check_options(overrides: list[str]) -> None:
     Raises:
         RunError: with how to write it.
     """
+    known = {one.name for one in dataclasses.fields(RunConfig)}
     for word in overrides:
-        if word.startswith("--") and "." not in word.partition("=")[0]:
+        name = word.partition("=")[0]
+        if name.startswith("--") and "." not in name and name[2:] not in known:
             raise RunError(f"{word}: is no option of d2v launch slurm; one of sbatch is given as --sbatch-arg {word}")
 
 
