@@ -1,6 +1,9 @@
+import resource
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from deploy.export.folder import new_file, new_folder
 from pretrain.errors import RunError
@@ -33,6 +36,19 @@ def test_folder_vanishes_on_error(tmp_path: Path) -> None:
     with pytest.raises(KeyError), new_folder(tmp_path / "export") as folder:
         (folder / "a").write_text("content")
         raise KeyError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_disk_that_is_full_is_named(tmp_path: Path) -> None:
+    """A limit on the size of files stands for it; safetensors' error is no OSError."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        refused = pytest.raises(RunError, match="export: cannot be written: .*too large")
+        with refused, new_folder(tmp_path / "export") as folder:
+            save_file({"weight": torch.zeros(1000)}, folder / "model.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []
 
 
