@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
     def left() -> float:
         return started + 60 * options.minutes - time.monotonic()
 
-    def trial(plan: Plan, steps: int) -> Measurement:
+    def trial(plan: Plan, steps: int) -> Measurement | None:
         number = candidates.index(plan) + 1
         print(f"candidate {number}, {steps} steps: {describe(plan)} ...", flush=True)
         given = [*(["--config", str(options.config)] if options.config else []), *overrides, *flags(plan)]
@@ -60,10 +60,15 @@ def main(argv: list[str]) -> int:
         seconds = min(options.seconds, max(left(), 1.0))
         run_dir = out / f"trial-{number:02}"
         result = measure([options.recipe, *given], cluster.size, run_dir, steps=steps, limit_seconds=seconds)
+        if result.was_ended and seconds < options.seconds:  # --minutes ended it: that is no fault of the layout
+            print("  time is up", flush=True)
+            return None
         print(f"  {result.problem or f'{result.median:.4f} s a step'}", flush=True)
         return result
 
     standings = successive_halving(candidates, trial, steps=options.steps, enough=lambda: left() <= 0)
+    if not standings:
+        raise RunError(f"--minutes: {options.minutes:g} were over before {options.steps} steps of one layout; allow more")
     unmeasured = len(candidates) - len(standings)
     results.write(out, standings, unmeasured)
     print(f"\n{results.as_text(standings, unmeasured)}")

@@ -24,7 +24,7 @@ class Standing(Generic[Candidate]):
 
 def successive_halving(
     candidates: Sequence[Candidate],
-    measure: Callable[[Candidate, int], Measurement],
+    measure: Callable[[Candidate, int], Measurement | None],
     *,
     steps: int,
     enough: Callable[[], bool],
@@ -33,7 +33,7 @@ def successive_halving(
 
     Args:
         candidates: to compare.
-        measure: of one, for so many steps.
+        measure: of one, for so many steps; None if time was up before it had them, which says nothing of it.
         steps: of the first round.
         enough: whether time is up: then no more is measured.
     """
@@ -43,7 +43,10 @@ def successive_halving(
         for standing in racing:
             if enough() and any(one.rounds for one in standings):
                 break
-            standing.rounds.append(measure(standing.candidate, steps))
+            found = measure(standing.candidate, steps)
+            if found is None:
+                break
+            standing.rounds.append(found)
         alive = sorted((one for one in racing if one.rounds and one.last.seconds), key=lambda one: one.last.median)
         if len(alive) <= 2 or enough():  # two have met with all those steps: no third round would part them
             break

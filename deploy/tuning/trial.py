@@ -43,6 +43,8 @@ class Measurement:
     """Peak of rank 0."""
     problem: str = ""
     """Why there are no seconds: ``out of memory``, ``too slow``, or what the run said."""
+    was_ended: bool = False
+    """Whether it was under way when its time was up."""
 
     @property
     def median(self) -> float:
@@ -93,7 +95,7 @@ def measure(
             tuple(record["seconds_per_step"] for record in counted), max(record["memory_gib"] for record in counted)
         )
     said = log.read_text(encoding="utf-8", errors="replace")
-    return Measurement(problem=problem_of(said, ended, limit_seconds))
+    return Measurement(problem=problem_of(said, ended, limit_seconds), was_ended=ended is None)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

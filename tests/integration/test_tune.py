@@ -70,7 +70,17 @@ def test_a_run_that_fails_says_why(tmp_path: Path) -> None:
 
 def test_a_run_that_takes_too_long_is_ended(tmp_path: Path, digit_shards: Path) -> None:
     found = measure(["image-tiny", f"--data.path={digit_shards}"], 1, tmp_path / "trial", steps=2, limit_seconds=0.5)
-    assert found == Measurement(problem="too slow: not done after 0 s")
+    assert found == Measurement(problem="too slow: not done after 0 s", was_ended=True)
+
+
+def test_time_for_no_candidate_is_said(
+    tmp_path: Path, digit_shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What ``--minutes`` ends is no result: neither a table nor files of a winner."""
+    given = [f"--data.path={digit_shards}", "--cluster=1xcpu", f"--out={tmp_path}", "--minutes=0.001"]
+    assert main(["tune", "image-tiny", *given]) == 2
+    assert "--minutes: 0.001 were over before 10 steps of one layout" in capsys.readouterr().err
+    assert not (tmp_path / "flags.txt").exists()
 
 
 def test_a_recipe_without_shards_is_refused_at_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -71,6 +71,20 @@ def test_what_time_does_not_allow_is_left_out(number: int) -> None:
     assert len(standings) == max(number, 1) and all(len(one.rounds) == 1 for one in standings)
 
 
+def test_whom_the_end_of_time_interrupts_keeps_its_place() -> None:
+    """The best of the first round is under way in the second when time is up: what it has counts."""
+    over: list[bool] = []
+
+    def measure(which: int, steps: int) -> Measurement | None:
+        if steps == 4:
+            over.append(True)
+            return None
+        return steady(which, steps)
+
+    standings = successive_halving([3, 1, 2, 4], measure, steps=2, enough=lambda: bool(over))
+    assert [(one.candidate, len(one.rounds)) for one in standings] == [(1, 1), (2, 1), (3, 1), (4, 1)]
+
+
 def test_medians_differ_beyond_their_spread() -> None:
     wide = [0.8, 0.9, 1.0, 1.1, 1.2]
     first, second = Measurement(tuple(wide)), Measurement(tuple(value + 0.1 for value in wide))
