@@ -82,8 +82,8 @@ def _warnings(problem: Problem, found: Search) -> list[str]:
                 f"a batch of {batch:,} {name} units is not divisible by {size:,} devices: only layouts whose model "
                 f"is cut keep it; the nearest batches that are: {' and '.join(nearest)} (--global-batch)"
             )
-    if found.plans and found.plans[0].cluster.is_cpu:
-        said.append("cpu: the constants are those of one machine; d2v tune --calibrate measures yours")
+    if found.plans and problem.cluster.device.is_cpu:
+        said.append(f"{problem.cluster.name}: the constants are those of one machine; d2v tune --calibrate measures yours")
     return said
 
 

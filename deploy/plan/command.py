@@ -28,8 +28,10 @@ that value are looked at."""
 def main(argv: list[str]) -> int:
     """Run ``d2v plan``.
 
+    Returns:
+        0 if a layout fits, else 1.
     Raises:
-        RunError, DataError, ConfigError: for bad input, or if no layout fits.
+        RunError, DataError, ConfigError: for bad input.
     """
     options, overrides = parser().parse_known_args(argv)
     user = read_user_json(options.deepspeed) if options.deepspeed else {}

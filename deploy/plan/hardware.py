@@ -51,10 +51,16 @@ class Device:
     """The same of the other parts of a microbatch."""
     step_wait: float = 10e-3
     """The same of every step."""
+    is_cpu: bool = False
+    """Whether a device is a share of the machine's processors, which have kernels of their own."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            if field.type is bool:
+                if not isinstance(value, bool):
+                    raise RunError(f"hardware: {field.name}: must be true or false, got {value}")
+                continue
             waits = field.name.endswith("_wait")
             if not (isinstance(value, int | float) and (value >= 0 if waits else value > 0) and value < float("inf")):
                 raise RunError(
@@ -137,6 +143,7 @@ DEVICES = {
         hook_wait=1e-3,
         microbatch_wait=3e-3,
         step_wait=5e-3,
+        is_cpu=True,
     ),
 }
 
@@ -156,11 +163,6 @@ class Cluster:
     def size(self) -> int:
         """Devices of all machines."""
         return self.num_nodes * self.per_node
-
-    @property
-    def is_cpu(self) -> bool:
-        """Whether processes compute on processors."""
-        return self.name == "cpu"
 
     def __str__(self) -> str:
         return f"{self.num_nodes}x{self.per_node}x{self.name}"

@@ -268,7 +268,7 @@ def _of(
 
 
 def _each(config: RunConfig, grid: Grid, cluster: Cluster) -> Each:
-    network = Network(config, grid, cluster.is_cpu)
+    network = Network(config, grid, cluster.device.is_cpu)
     return [(one, parts(network, one)) for one in microbatches(config, grid)]
 
 

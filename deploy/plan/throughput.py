@@ -181,12 +181,16 @@ class Links:
         return one.wire_bytes(size) / (speed * device.link_share) + one.count * wait
 
     def _ranks_of_a_machine(self, group: str) -> int:
-        """How many ranks of one group share a machine: tensor-parallel ranks are neighbours, stages far apart."""
+        """How few ranks of one group share a machine: tensor-parallel ranks are neighbours, stages far apart.
+
+        Machines begin at every multiple of ``per_node``, groups at every multiple of their span of ranks: where
+        neither divides the other, some group leaves only the greatest common divisor of both on a machine.
+        """
         tp_size, dp_size, per_node = self.grid.tp_size, self.grid.dp_size, self.cluster.per_node
         if group == "tp":
-            return min(tp_size, per_node)
+            return math.gcd(tp_size, per_node)
         if group == "dp":
-            return max(1, min(dp_size, per_node // tp_size))
+            return max(1, math.gcd(tp_size * dp_size, per_node) // tp_size)
         return max(1, min(self.grid.pp_size, per_node // (tp_size * dp_size)))
 
 

@@ -53,7 +53,8 @@ def write(path: Path, name: str, device: Device) -> None:
     """Write a file that ``d2v plan --hardware`` reads."""
     import yaml
 
-    values = {field: float(f"{value:.4g}") for field, value in dataclasses.asdict(device).items()}
+    fields = dataclasses.asdict(device)
+    values = {name: value if isinstance(value, bool) else float(f"{value:.4g}") for name, value in fields.items()}
     with replacing(path) as stream:
         stream.write(yaml.safe_dump({name: values}, sort_keys=False).encode())
 

@@ -1,11 +1,15 @@
 """Devices, clusters, and files laid over the table."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
-from deploy.plan.hardware import DEVICES, read_cluster, read_devices
+from deploy.plan.hardware import DEVICES, Cluster, read_cluster, read_devices
+from deploy.plan.search import Problem, plan_of
+from pretrain.config import with_overrides
 from pretrain.errors import RunError
+from pretrain.recipes.registry import recipe
 
 
 @pytest.mark.parametrize(
@@ -54,6 +58,7 @@ def test_a_file_is_laid_over_the_table(tmp_path: Path, suffix: str) -> None:
         ("H100: {memory_gb: -1}", "memory_gb: must be a number above 0"),
         ("H100: {matmul_share: 1.5}", "is a share"),
         ("H100: {tflops: fast}", "tflops: must be a number"),
+        ("H100: {is_cpu: 1}", "is_cpu: must be true or false, got 1"),
         ("new: {tflops: 1}", "new: missing"),
         ("new: {like: H101}", "unknown device 'H101'"),
         ("[1, 2]", "expected devices by name"),
@@ -65,6 +70,18 @@ def test_wrong_files_are_named(tmp_path: Path, text: str, said: str) -> None:
     path.write_text(text)
     with pytest.raises(RunError, match=said):
         read_devices(path)
+
+
+def test_a_processor_by_another_name_is_one(tmp_path: Path) -> None:
+    """What is kept there depends on the kernels, not on what a file calls the device."""
+    path = tmp_path / "mine.yaml"
+    path.write_text("epyc: {like: cpu}")
+    devices = read_devices(path)
+    config = with_overrides(recipe("image-tiny"), ["--model.encoder.attention-dropout=0.1"])
+    mine, ours = (plan_of(Problem(config, read_cluster(f"2x{name}", devices))) for name in ("epyc", "cpu"))
+    as_gpu = dataclasses.replace(devices["cpu"], is_cpu=False)
+    other = plan_of(Problem(config, Cluster(1, 2, "cpu", as_gpu)))
+    assert mine.activations == ours.activations != other.activations
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from deploy.plan.command import deepspeed_json, flags
 from deploy.plan.hardware import DEVICES, Cluster, read_cluster
 from deploy.plan.search import Plan, Problem, Search, plan_of, search
+from deploy.plan.throughput import Links
+from deploy.plan.traffic import traffic_per_step
 from pretrain.config import with_overrides
 from pretrain.errors import RunError
 from pretrain.parallel.deepspeed_config import deepspeed_config
@@ -177,6 +180,30 @@ def test_better_hardware_is_faster(field: str, factor: float) -> None:
     better = dataclasses.replace(device, **{field: factor * getattr(device, field)})
     cluster = Cluster(4, 8, "better", better)
     assert plan_of(dataclasses.replace(asked, cluster=cluster)).seconds.total < plan_of(asked).seconds.total
+
+
+@pytest.mark.parametrize(("tp_size", "inside"), [(2, 2), (4, 4), (6, 2), (3, 1)])
+def test_tensor_groups_that_straddle_machines_use_the_network(tp_size: int, inside: int) -> None:
+    """Ranks 6 to 11 of 8 to a machine are 2 and 4: their sums pass through two ports."""
+    plan = one("image-base", "3x8xH100", CUT[0], f"--parallel.tp-size={tp_size}", batch=2304)
+    links, device = Links(plan.cluster, plan.grid, traffic_per_step(plan.config, plan.grid)), plan.cluster.device
+    sums = [one for one in links.collectives if one.group == "tp"]
+    ports = inside * device.network_gbit_per_s / 8 * 1e9
+    speed = device.link_share * (device.link_gb_per_s * 1e9 if inside == tp_size else ports)
+    waits = device.link_wait if inside == tp_size else device.network_wait * math.log2(2 * tp_size / inside)
+    expected = sum(each.wire_bytes(tp_size) / speed + each.count * waits for each in sums)
+    assert links.seconds(group="tp") == pytest.approx(expected) and expected > 0
+
+
+def test_data_parallel_groups_of_stages_straddle_too() -> None:
+    """Stages of 6 ranks on machines of 8: ranks 6 to 11 are 2 and 4."""
+    plan = one("image-base", "3x8xH100", CUT[0], "--parallel.pp-size=4", batch=2304)
+    links, device = Links(plan.cluster, plan.grid, traffic_per_step(plan.config, plan.grid)), plan.cluster.device
+    averages = [one for one in links.collectives if one.group == "dp"]
+    speed = device.link_share * 2 * device.network_gbit_per_s / 8 * 1e9
+    waits = device.network_wait * math.log2(2 * 6 / 2)
+    expected = sum(each.wire_bytes(6) / speed + each.count * waits for each in averages)
+    assert links.seconds(group="dp") == pytest.approx(expected) and expected > 0
 
 
 def test_pinned_fields_are_kept() -> None:
