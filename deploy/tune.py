@@ -68,7 +68,9 @@ def main(argv: list[str]) -> int:
 
     standings = successive_halving(candidates, trial, steps=options.steps, enough=lambda: left() <= 0)
     if not standings:
-        raise RunError(f"--minutes: {options.minutes:g} were over before {options.steps} steps of one layout; allow more")
+        raise RunError(
+            f"--minutes: {options.minutes:g} were over before {options.steps} steps of one layout; allow more"
+        )
     unmeasured = len(candidates) - len(standings)
     results.write(out, standings, unmeasured)
     print(f"\n{results.as_text(standings, unmeasured)}")

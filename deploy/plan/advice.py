@@ -83,7 +83,9 @@ def _warnings(problem: Problem, found: Search) -> list[str]:
                 f"is cut keep it; the nearest batches that are: {' and '.join(nearest)} (--global-batch)"
             )
     if found.plans and problem.cluster.device.is_cpu:
-        said.append(f"{problem.cluster.name}: the constants are those of one machine; d2v tune --calibrate measures yours")
+        said.append(
+            f"{problem.cluster.name}: the constants are those of one machine; d2v tune --calibrate measures yours"
+        )
     return said
 
 

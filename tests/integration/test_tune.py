@@ -73,9 +73,7 @@ def test_a_run_that_takes_too_long_is_ended(tmp_path: Path, digit_shards: Path) 
     assert found == Measurement(problem="too slow: not done after 0 s", was_ended=True)
 
 
-def test_time_for_no_candidate_is_said(
-    tmp_path: Path, digit_shards: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_time_for_no_candidate_is_said(tmp_path: Path, digit_shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What ``--minutes`` ends is no result: neither a table nor files of a winner."""
     given = [f"--data.path={digit_shards}", "--cluster=1xcpu", f"--out={tmp_path}", "--minutes=0.001"]
     assert main(["tune", "image-tiny", *given]) == 2
