@@ -1,6 +1,6 @@
 """One step's microbatches, forward and backward: gradients accumulate, and somebody watches."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -16,13 +16,13 @@ from pretrain.task import Data2VecTask, Observation
 class Witness(Protocol):
     """Is told of every microbatch."""
 
-    def __call__(self, modality: str, shares: dict[str, Tensor], seen: Observation) -> None:
+    def __call__(self, modality: str, shares: dict[str, Tensor], observe: Callable[[], Observation]) -> None:
         """What this rank sees of a microbatch.
 
         Args:
             modality: of it.
             shares: weighted loss terms, divided by the global counts; empty where the losses are not.
-            seen: tensors for spread and health.
+            observe: makes the tensors for spread and health, which few steps look at; called inside or not at all.
         """
         ...
 
@@ -59,10 +59,14 @@ class SequentialSchedule:
         """See ``Schedule``."""
         for number, batch in enumerate(batches):
             with self._watch.phase(f"computing microbatch {number}"):
-                terms, seen = self._task(batch, positions[batch.modality])
-                shares = weighted_shares(terms, totals)
-                witness(batch.modality, shares, seen)
-                self._engine.backward(total_of(shares))
+                self._engine.backward(self._loss(batch, positions[batch.modality], totals, witness))
+
+    def _loss(self, batch: Batch, position: int, totals: Mapping[str, float], witness: Witness) -> Tensor:
+        """A part of the global loss; what only the witness looks at does not stay for the backward pass."""
+        terms, observe = self._task(batch, position)
+        shares = weighted_shares(terms, totals)
+        witness(batch.modality, shares, observe)
+        return total_of(shares)
 
 
 def weighted_shares(terms: Mapping[str, LossTerm], totals: Mapping[str, float]) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """A step of a model that is cut into stages: first the teacher, forward only, then the student's 1F1B schedule."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -68,7 +69,7 @@ class PipelineSchedule:
                 output = self._task.student(one, hidden, leave)
             if isinstance(output, StageOutput):
                 if output.tokens is not None:
-                    witness(one.modality, {}, Observation(frontend=output.tokens))
+                    witness(one.modality, {}, partial(Observation, frontend=output.tokens))
                 return output.hidden
             goal, goals[number] = goals[number], None
             return self._loss(one, output, goal, totals, witness)
@@ -88,7 +89,7 @@ class PipelineSchedule:
     ) -> Tensor:
         assert goal is not None
         shares = weighted_shares(self._task.terms(given, output, goal.targets), totals)
-        witness(given.modality, shares, self._task.observation(given, output, goal))
+        witness(given.modality, shares, partial(self._task.observation, given, output, goal))
         return self._engine.scaled(total_of(shares))
 
     @torch.no_grad()

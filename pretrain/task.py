@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -117,12 +118,14 @@ class Data2VecTask:
         each = train_flops_per_sample(self._config, batch.modality, batch.length, batch.num_kept)
         return len(batch.source) * each
 
-    def __call__(self, batch: Batch, position: int) -> tuple[dict[str, LossTerm], Observation]:
+    def __call__(self, batch: Batch, position: int) -> tuple[dict[str, LossTerm], Callable[[], Observation]]:
         """Loss terms of one microbatch by label (sums over its own tokens and rows), where the whole model is.
 
         Args:
             batch: in host memory.
             position: as of ``microbatch``.
+        Returns:
+            the terms, and what makes the observation for whoever looks at it.
         """
         given = self.microbatch(batch, position)
         student = self.student(given)
@@ -130,7 +133,7 @@ class Data2VecTask:
         goal = self._teacher.ready().targets(
             given.source, student, modality=given.modality, padding=given.batch.padding
         )
-        return self.terms(given, student, goal.targets), self.observation(given, student, goal)
+        return self.terms(given, student, goal.targets), partial(self.observation, given, student, goal)
 
     def microbatch(self, batch: Batch, position: int) -> Microbatch:
         """A batch with all that is drawn for it, on the device.

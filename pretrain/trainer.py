@@ -181,7 +181,7 @@ class Trainer:
             stepped = self._engine.step(lr=lr, eps=eps)
         self._meter.end_step(counted=stepped)
         if not stepped:
-            self._spread = SpreadMeter()
+            self._spread, self._seen = SpreadMeter(), {}
         for modality, size in self._mixture.step_sizes.items():
             self.state.positions[modality] += size
         self._lr = lr
@@ -194,15 +194,19 @@ class Trainer:
         amounts = {name: value for name, value in totals.items() if name.startswith("amount/")}
         self._throughput.end_step({name.removeprefix("amount/"): value for name, value in amounts.items()})
 
-    def _witness(self, modality: str, shares: dict[str, Tensor], seen: Observation) -> None:
+    def _witness(self, modality: str, shares: dict[str, Tensor], observe: Callable[[], Observation]) -> None:
         """Take in what this stage sees of a microbatch."""
         for name, share in shares.items():
             self._meter.add(name, share)
-        if self._logs_at(self.state.step + 1) or self._measures_at(self.state.step + 1):
-            for name, tensor in (("target_spread", seen.target), ("prediction_spread", seen.prediction)):
-                if tensor is not None:
-                    self._spread.add(self._task.label(modality, name), tensor)
-        self._seen[modality] = seen
+        measures = self._measures_at(self.state.step + 1)
+        if not (measures or self._logs_at(self.state.step + 1)):
+            return
+        seen = observe()
+        for name, tensor in (("target_spread", seen.target), ("prediction_spread", seen.prediction)):
+            if tensor is not None:
+                self._spread.add(self._task.label(modality, name), tensor)
+        if measures:
+            self._seen[modality] = seen._replace(target=None, prediction=None)  # of which no more is read
 
     def _decay(self) -> float:
         """Decay after ``state.step`` updates."""
@@ -265,10 +269,11 @@ class Trainer:
         }
 
     def _features(self) -> dict[str, float]:
-        """Effective rank and spread of what this stage has seen last of each modality."""
+        """Effective rank and spread of what this stage has seen last of each modality, which is forgotten."""
+        seen, self._seen = self._seen, {}
         return {
             self._task.label(modality, name): value
-            for modality, one in self._seen.items()
+            for modality, one in seen.items()
             for name, value in health.figures(**self._task.features(modality, one)).items()
         }
 

@@ -6,6 +6,9 @@ from torch import Tensor
 
 from pretrain.parallel.groups import ProcessGroups
 
+_PIECE_NUMEL = 1 << 19
+"""Numbers that are squared in fp64 at a time: 4 MiB."""
+
 
 class LossMeter:
     """Sums of weighted loss terms over steps; read once per log interval."""
@@ -53,9 +56,17 @@ class SpreadMeter:
         self._moments: dict[str, Tensor] = {}
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Add (..., D) of one microbatch; all names have the same D."""
-        rows = tensor.reshape(-1, tensor.shape[-1]).double()
-        moments = torch.stack([torch.full_like(rows[0], rows.shape[0]), rows.sum(0), rows.square().sum(0)])
+        """Add (..., D) of one microbatch, maybe of no rows; all names have the same D.
+
+        In pieces, for this runs before the backward pass, when memory is as full as it gets.
+        """
+        rows = tensor.reshape(-1, tensor.shape[-1])
+        moments = torch.zeros(3, rows.shape[1], dtype=torch.float64, device=rows.device)
+        moments[0] = len(rows)
+        for some in rows.split(max(1, _PIECE_NUMEL // rows.shape[1])):
+            piece = some.double()
+            moments[1] += piece.sum(0)
+            moments[2] += piece.square().sum(0)
         self._moments[name] = self._moments[name] + moments if name in self._moments else moments
 
     def read(self, group: dist.ProcessGroup) -> dict[str, float]:

@@ -88,6 +88,7 @@ def test_state_is_what_is_alive(counted: dict[str, list[dict[str, Any]]], number
             assert found["weights"] == device.weights
             assert found["optimizer"] == device.optimizer + host.optimizer
             assert found["teacher_shard"] == device.teacher_shard + host.teacher_shard
+            assert found["seen"] == 0  # nothing of this step is reported
         if not one.config.parallel.gathers_teacher:
             assert after["teacher_weights"] == device.teacher_weights
         is_reducing = one.parallel.get("zero_stage") == 2  # the bucket is there in backward passes only

@@ -8,6 +8,7 @@ masks and noise. Rank 0 prints one JSON line per case and layout, as ``tests.gol
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -125,11 +126,11 @@ def differences(case: Case, parallel: ParallelSection) -> dict[str, float]:
     losses: dict[str, Tensor] = {}
     parts: dict[str, Tensor] = {}
 
-    def witness(modality: str, shares: dict[str, Tensor], seen: Observation) -> None:
+    def witness(modality: str, shares: dict[str, Tensor], observe: Callable[[], Observation]) -> None:
         for name, share in shares.items():  # each of the ranks that share a model has its rows' part
             losses[name] = share.detach().clone()
             dist.all_reduce(losses[name], group=groups.tp_group)
-        parts.update({name: value for name, value in seen._asdict().items() if value is not None})
+        parts.update({name: value for name, value in observe()._asdict().items() if value is not None})
 
     batch, sample_size = batch_of(case), case.facts["sample_size"]
     totals = {name: count / sample_size for name, count in task.counts(batch).items()}
