@@ -138,7 +138,8 @@ class Trainer:
         The totals are the counts of the loss terms and, under ``amount/...``, what the step processes. One small
         collective in host memory settles all of it: all ranks stop at the same step.
         """
-        batches = self._mixture.next_step()
+        with self._watch.phase("waiting for its own batches"):
+            batches = self._mixture.next_step()
         local: dict[str, float] = defaultdict(float)
         for batch in batches:
             self._task.check(batch)
@@ -292,6 +293,8 @@ class Trainer:
             )
 
     def _note_rejected(self, batch: Batch) -> None:
+        if not self._groups.speaks:  # ranks that share a model read the same samples
+            return
         for reason in set(batch.rejected) - self._rejected:
             self._rejected.add(reason)
             self._log.quarantine(reason)

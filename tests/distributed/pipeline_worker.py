@@ -52,7 +52,7 @@ class Case:
     hang: bool = False
     """The last rank never comes back from its third microbatch."""
     poisoned: int | None = None
-    """The step in which inputs of images are not finite."""
+    """The step in which inputs of images are not finite, and a sample was rejected."""
 
 
 def start(case: Case, out: Path, processes: Processes) -> Trainer:
@@ -71,7 +71,7 @@ def start(case: Case, out: Path, processes: Processes) -> Trainer:
         number, batches = next(numbers), fetch()
         stop.requested = "test" if number == case.stop_at else None
         if number == case.poisoned:
-            return [dataclasses.replace(one, source=_poisoned(one)) for one in batches]
+            return [dataclasses.replace(one, source=_poisoned(one), rejected=("a.tar: bad",)) for one in batches]
         return batches
 
     trainer._mixture.next_step = next_step  # type: ignore[method-assign]

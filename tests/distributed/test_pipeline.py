@@ -187,6 +187,7 @@ def test_bad_step_is_skipped_on_all_stages(directory: Path) -> None:
     events = [record["message"] for record in records(directory / "pp2-poisoned", "event")]
     assert len([message for message in events if "step skipped" in message]) == 1
     assert len(records(directory / "pp2-poisoned", "train")) == STEPS
+    assert len((directory / "pp2-poisoned" / "quarantine.jsonl").read_text().splitlines()) == 1  # of both stages
     reader = FragmentReader(locate(directory / "pp2-poisoned"))
     assert (reader.manifest.step, reader.manifest.positions["image"]) == (STEPS, 4 * (STEPS + 1))
     assert all(torch.isfinite(reader.whole(f"{kind}/encoder.blocks.3.mlp.up.weight")).all() for kind in KINDS)
