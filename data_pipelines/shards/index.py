@@ -27,6 +27,7 @@ UNKNOWN_DURATION = -1
 LABEL_EXTENSION = "cls"
 _CHUNK_BYTES = 8 << 20
 _MAX_LABEL_BYTES = 20
+_MAX_LABEL = 2**63 - 1
 _CHECKSUM = b', "crc32": '
 # webdataset.tariterators: a name up to the first dot of its last part is the key, the rest the extension;
 # names that look like __this__ are metadata of the archive.
@@ -94,7 +95,7 @@ def build_index(shard: Path) -> ShardIndex:
                 shard_size_bytes=stream.seek(0, 2),
                 frame_crc32=frame_crc32,
                 keys=_key_array([key for key, _ in samples]),
-                labels=np.array([_label(stream, members) for _, members in samples], dtype=np.int64),
+                labels=np.array([_label(shard, key, stream, members) for key, members in samples], dtype=np.int64),
                 num_frames=durations[:, 0],
                 sample_rates=durations[:, 1],
                 columns={
@@ -228,14 +229,17 @@ def _walk(shard: Path, stream: BinaryIO) -> list[tuple[str, dict[str, tuple[int,
     return samples
 
 
-def _label(stream: BinaryIO, members: dict[str, tuple[int, int]]) -> int:
+def _label(shard: Path, key: str, stream: BinaryIO, members: dict[str, tuple[int, int]]) -> int:
     """The class number in a sample's .cls member; -1 if it has none."""
     offset, size = members.get(LABEL_EXTENSION, (0, 0))
     if not 0 < size <= _MAX_LABEL_BYTES:
         return -1
     stream.seek(offset)
     text = stream.read(size).strip()
-    return int(text) if text.isdigit() else -1
+    label = int(text) if text.isdigit() else -1
+    if label > _MAX_LABEL:
+        raise DataError(f"{shard}: sample {key!r}: label {label} is more than {_MAX_LABEL}, the highest that fits")
+    return label
 
 
 def _duration(stream: BinaryIO, members: dict[str, tuple[int, int]]) -> tuple[int, int]:

@@ -80,6 +80,14 @@ def test_foreign_shards_are_understood_as_webdataset_does(tmp_path: Path) -> Non
     assert not index.num_frames.any() and not index.sample_rates.any()
 
 
+def test_a_label_that_no_index_holds_is_named(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", [("one.jpg", b"1"), ("one.cls", str(2**63 - 1).encode())])
+    assert build_index(tmp_path / "a.tar").labels.tolist() == [2**63 - 1]
+    write_tar(tmp_path / "a.tar", [("one.jpg", b"1"), ("one.cls", b"9" * 20)])
+    with pytest.raises(DataError, match=r"a.tar: sample 'one': label 9{20} is more than 9223372036854775807"):
+        build_index(tmp_path / "a.tar")
+
+
 def test_index_survives_the_file(whole: Dataset) -> None:
     shard = whole.folder / "shard-000000.tar"
     built, read = build_index(shard), read_index(shard)
