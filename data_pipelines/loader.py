@@ -20,7 +20,7 @@ from data_pipelines.batches.text import TextBatches
 from data_pipelines.config import DataConfig, ImageSourceConfig
 from data_pipelines.errors import DataError
 from data_pipelines.reader import Reader
-from data_pipelines.transforms.image import image_bytes, load_image
+from data_pipelines.transforms.image import image_bytes, image_member, load_image
 
 BATCHES: dict[str, Callable[..., BatchSource]] = {"image": ImageBatches, "audio": AudioBatches, "text": TextBatches}
 """By modality: (reader, source configuration, seed, masking) -> batches."""
@@ -165,7 +165,7 @@ def labelled_images(config: DataConfig, path: str, batch_size: int) -> Generator
 
 
 def _labelled(reader: Reader, config: ImageSourceConfig, sample: int) -> tuple[np.ndarray, int]:
-    stored = reader.read(sample)
+    stored = reader.read(sample, image_member)
     if stored.label is None:
         raise DataError(f"{reader.describe(sample)}: carries no label (.cls member), which evaluation needs")
     try:

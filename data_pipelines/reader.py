@@ -3,15 +3,18 @@
 import os
 import zlib
 from collections import OrderedDict
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_pipelines.errors import DataError
-from data_pipelines.shards.index import ShardIndex, read_index
+from data_pipelines.shards.index import ShardIndex, compact, read_index
 from data_pipelines.shards.paths import expand_path
 
+MAX_MEMBER_BYTES = 512 << 20
+"""Several times what an image of 64 million pixels or 10 minutes of sound take."""
 _MAX_OPEN_SHARDS = 128
 """Below the usual limit of 1024 open files per process."""
 
@@ -22,7 +25,7 @@ class Sample(NamedTuple):
     key: str
     label: int | None
     members: dict[str, bytes]
-    """By extension, e.g. ``jpg`` and ``cls``."""
+    """Those that were read by extension, e.g. ``jpg`` and ``cls``."""
 
 
 class Reader:
@@ -42,36 +45,57 @@ class Reader:
         """
         self.path = path
         self.shards = expand_path(path)
-        self._indices: list[ShardIndex] = [read_index(shard) for shard in self.shards]
+        self._indices: list[ShardIndex] = [compact(read_index(shard)) for shard in self.shards]
         self._ends = np.cumsum([len(index) for index in self._indices])
         if len(self) == 0:
             raise DataError(f"{path}: holds 0 samples")
-        self.num_frames: NDArray[np.int64] = np.concatenate([index.num_frames for index in self._indices])
-        """(N,) length of each sample's recording, as ``ShardIndex.num_frames``."""
-        self.sample_rates: NDArray[np.int64] = np.concatenate([index.sample_rates for index in self._indices])
-        """(N,) hertz."""
         self._handles: OrderedDict[int, int] = OrderedDict()
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def read(self, sample: int) -> Sample:
-        """All members of one sample.
+    def num_frames(self) -> NDArray[np.int64]:
+        """(N,) length of each sample's recording, as ``ShardIndex.num_frames``."""
+        return np.concatenate([index.num_frames for index in self._indices]).astype(np.int64)
 
+    def sample_rates(self) -> NDArray[np.int64]:
+        """(N,) hertz, of each sample's recording."""
+        return np.concatenate([index.sample_rates for index in self._indices]).astype(np.int64)
+
+    def read(self, sample: int, choose: Callable[[Collection[str]], str] | None = None) -> Sample:
+        """One sample with its members, or with the one that is wanted: others cost nothing and may be damaged.
+
+        Args:
+            sample: its number.
+            choose: extensions of its members -> that of the one to read; raises DataError if there is none.
         Raises:
-            DataError: if a member cannot be read or its CRC-32 is not that of the index; names shard and key.
+            DataError: if a member cannot be read, is larger than ``MAX_MEMBER_BYTES`` or its CRC-32 is not that of the
+                index; names shard and key.
         """
         shard, row = self._locate(sample)
         index = self._indices[shard]
-        members = {}
-        for extension, column in index.columns.items():
-            offset = int(column.offset[row])
-            if offset >= 0:
-                members[extension] = data = self._pread(sample, shard, int(column.size[row]), offset)
-                if zlib.crc32(data) != column.crc32[row]:
-                    raise DataError(f"{self.describe(sample)}: member .{extension} fails its CRC-32: damaged on disk")
+        present = [extension for extension, column in index.columns.items() if column.offset[row] >= 0]
+        try:
+            wanted = present if choose is None else [choose(present)]
+        except DataError as error:
+            raise DataError(f"{self.describe(sample)}: {error}") from error
         label = int(index.labels[row])
+        members = {extension: self._member(sample, extension) for extension in wanted}
         return Sample(index.key(row), label if label >= 0 else None, members)
+
+    def _member(self, sample: int, extension: str) -> bytes:
+        shard, row = self._locate(sample)
+        column = self._indices[shard].columns[extension]
+        size = int(column.size[row])
+        if size > MAX_MEMBER_BYTES:
+            raise DataError(
+                f"{self.describe(sample)}: member .{extension} has {size:,} bytes, {MAX_MEMBER_BYTES:,} are the most "
+                "that is read"
+            )
+        data = self._pread(sample, shard, size, int(column.offset[row]))
+        if zlib.crc32(data) != column.crc32[row]:
+            raise DataError(f"{self.describe(sample)}: member .{extension} fails its CRC-32: damaged on disk")
+        return data
 
     def key(self, sample: int) -> str:
         """Key of a sample; its members stay unread."""

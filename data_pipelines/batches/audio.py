@@ -26,7 +26,7 @@ from data_pipelines.lengths import LengthPlan
 from data_pipelines.order import stream_key
 from data_pipelines.reader import Reader
 from data_pipelines.shards.index import UNKNOWN_DURATION
-from data_pipelines.transforms.audio import audio_bytes, load_audio
+from data_pipelines.transforms.audio import audio_bytes, audio_member, load_audio
 from data_pipelines.transforms.resampling import length_at_speed, resampled_length
 
 
@@ -92,7 +92,7 @@ class AudioBatches:
     def _waveform(self, sample: int, epoch: int, length: int) -> NDArray[np.float32]:
         """A random window of a recording: ``length`` samples, or as many as it counts with if those are fewer."""
         length = min(length, int(self._plan.lengths[sample]))
-        data = self._reader.read(sample).members
+        data = self._reader.read(sample, audio_member).members
         generator = np.random.default_rng(stream_key(self._seed, AUGMENT, epoch, sample))
         try:
             waveform = load_audio(audio_bytes(data), self._config, generator)
@@ -142,14 +142,15 @@ class AudioBatches:
 
 def _lengths(reader: Reader, config: AudioSourceConfig) -> NDArray[np.int64]:
     """(N,) samples of every recording after the transforms, at the highest speed; 0 where there is none."""
-    unknown = np.flatnonzero(reader.num_frames == UNKNOWN_DURATION)
+    num_frames = reader.num_frames()
+    unknown = np.flatnonzero(num_frames == UNKNOWN_DURATION)
     if len(unknown):
         raise DataError(
             f"{reader.describe(int(unknown[0]))}: its index is old and tells no durations; {_reindex(reader)}"
         )
     lengths = np.zeros(len(reader), np.int64)
-    there = np.flatnonzero(reader.num_frames)
-    lengths[there] = resampled_length(reader.num_frames[there], reader.sample_rates[there], config.sample_rate)
+    there = np.flatnonzero(num_frames)
+    lengths[there] = resampled_length(num_frames[there], reader.sample_rates()[there], config.sample_rate)
     if config.speed_factors:
         lengths = length_at_speed(lengths, config.sample_rate, max(config.speed_factors))
     if not len(there):

@@ -8,7 +8,7 @@ Together the CRCs cover every byte of the shard exactly once: one per member, an
 import json
 import re
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -35,12 +35,15 @@ _NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
 _METADATA = re.compile(r"__[^/]*__($|/)")
 
 
+Integers = NDArray[np.integer[Any]]
+
+
 class Column(NamedTuple):
     """One extension's members, one row per sample; ``offset`` is -1 where a sample has no such member."""
 
-    offset: NDArray[np.int64]
-    size: NDArray[np.int64]
-    crc32: NDArray[np.int64]
+    offset: Integers
+    size: Integers
+    crc32: Integers
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,12 @@ class ShardIndex:
     """CRC-32 of all bytes that belong to no member, in file order."""
     keys: NDArray[np.bytes_]
     """(N,) UTF-8."""
-    labels: NDArray[np.int64]
+    labels: Integers
     """(N,); -1 where a sample has none."""
-    num_frames: NDArray[np.int64]
+    num_frames: Integers
     """(N,) samples per channel of its recording; 0 without one that can be decoded, ``UNKNOWN_DURATION`` if the
     index is of version 1."""
-    sample_rates: NDArray[np.int64]
+    sample_rates: Integers
     """(N,) hertz; 0 where ``num_frames`` is not positive."""
     columns: dict[str, Column]
     """By extension, in lower case."""
@@ -173,13 +176,31 @@ def read_index_alone(shard: Path) -> ShardIndex:
         raise DataError(f"{path}: not an index that this version reads ({error}); {_rebuild(shard)}") from error
 
 
+def compact(index: ShardIndex) -> ShardIndex:
+    """The same numbers in the smallest types that hold them, to be kept; arithmetic needs int64.
+
+    A run over 100 million images keeps 38 bytes per sample so, with keys of 13 letters, instead of 85.
+    """
+    columns = {name: Column(*map(_smallest, column)) for name, column in index.columns.items()}
+    return replace(
+        index,
+        labels=_smallest(index.labels),
+        num_frames=_smallest(index.num_frames),
+        sample_rates=_smallest(index.sample_rates),
+        columns=columns,
+    )
+
+
+def _smallest(values: Integers) -> Integers:
+    ends = (int(values.min()), int(values.max())) if len(values) else (0, 0)
+    return values.astype(np.promote_types(*map(np.min_scalar_type, ends)))
+
+
 def _rebuild(shard: Path) -> str:
     return f"'d2v shards index --force {shard}' makes a new one"
 
 
-def checksums(
-    stream: BinaryIO, spans: list[tuple[NDArray[np.int64], NDArray[np.int64]]]
-) -> tuple[list[NDArray[np.int64]], int]:
+def checksums(stream: BinaryIO, spans: list[tuple[Integers, Integers]]) -> tuple[list[NDArray[np.int64]], int]:
     """CRC-32 of every span, and of everything between them, in one pass over the file.
 
     Args:

@@ -6,7 +6,7 @@ one, so lengths are checked here: RIFF chunks, the end mark of Ogg, the frames o
 
 import io
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -41,16 +41,21 @@ class Header(NamedTuple):
     """Hertz."""
 
 
-def audio_bytes(members: dict[str, bytes]) -> bytes:
-    """The member of a sample that is its recording.
+def audio_member(extensions: Collection[str]) -> str:
+    """The extension of the member of a sample that is its recording.
 
     Raises:
         DataError: if there is none.
     """
     for extension in MEMBER_EXTENSIONS:
-        if extension in members:
-            return members[extension]
-    raise DataError(f"has no audio member (.{', .'.join(MEMBER_EXTENSIONS)}), only .{', .'.join(members)}")
+        if extension in extensions:
+            return extension
+    raise DataError(f"has no audio member (.{', .'.join(MEMBER_EXTENSIONS)}), only .{', .'.join(extensions)}")
+
+
+def audio_bytes(members: dict[str, bytes]) -> bytes:
+    """The member of a sample that is its recording; raises as ``audio_member``."""
+    return members[audio_member(members)]
 
 
 def audio_header(data: bytes) -> Header:

@@ -3,7 +3,7 @@
 import io
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -29,16 +29,21 @@ class Box(NamedTuple):
     height: int
 
 
-def image_bytes(members: dict[str, bytes]) -> bytes:
-    """The member of a sample that is its image.
+def image_member(extensions: Collection[str]) -> str:
+    """The extension of the member of a sample that is its image.
 
     Raises:
         DataError: if there is none.
     """
     for extension in _MEMBER_EXTENSIONS:
-        if extension in members:
-            return members[extension]
-    raise DataError(f"has no image member (.{', .'.join(_MEMBER_EXTENSIONS)}), only .{', .'.join(members)}")
+        if extension in extensions:
+            return extension
+    raise DataError(f"has no image member (.{', .'.join(_MEMBER_EXTENSIONS)}), only .{', .'.join(extensions)}")
+
+
+def image_bytes(members: dict[str, bytes]) -> bytes:
+    """The member of a sample that is its image; raises as ``image_member``."""
+    return members[image_member(members)]
 
 
 def load_image(

@@ -1,7 +1,8 @@
 """Blocks of token numbers as shards hold them: one ``.npy`` member per sample."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ def pack_tokens(ids: Sequence[int], vocab_size: int) -> bytes:
     return buffer.getvalue()
 
 
-def count_tokens(member_sizes: NDArray[np.int64], vocab_size: int) -> int:
+def count_tokens(member_sizes: NDArray[np.integer[Any]], vocab_size: int) -> int:
     """Tokens of packed blocks, from their sizes in bytes."""
     return int((member_sizes - _HEADER_BYTES).sum()) // _dtype(vocab_size).itemsize
 
@@ -30,15 +31,20 @@ def _dtype(vocab_size: int) -> np.dtype[np.unsignedinteger]:
     return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
 
 
-def token_bytes(members: dict[str, bytes]) -> bytes:
-    """The member of a sample that is its block.
+def token_member(extensions: Collection[str]) -> str:
+    """The extension of the member of a sample that is its block.
 
     Raises:
         DataError: if there is none.
     """
-    if MEMBER not in members:
-        raise DataError(f"has no text member (.{MEMBER}), only .{', .'.join(members)}")
-    return members[MEMBER]
+    if MEMBER not in extensions:
+        raise DataError(f"has no text member (.{MEMBER}), only .{', .'.join(extensions)}")
+    return MEMBER
+
+
+def token_bytes(members: dict[str, bytes]) -> bytes:
+    """The member of a sample that is its block; raises as ``token_member``."""
+    return members[token_member(members)]
 
 
 def load_tokens(data: bytes, config: TextSourceConfig, vocab_size: int | None) -> NDArray[np.int64]:

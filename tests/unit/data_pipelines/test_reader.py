@@ -8,6 +8,8 @@ from data_pipelines.errors import DataError
 from data_pipelines.reader import Reader
 from data_pipelines.shards.index import read_index
 from data_pipelines.shards.manifest import DatasetManifest
+from data_pipelines.transforms.audio import audio_member
+from data_pipelines.transforms.image import image_member
 from tests.unit.data_pipelines.conftest import Dataset
 from tests.unit.data_pipelines.photographs import flip_bit
 
@@ -64,6 +66,30 @@ def test_damage_is_refused_by_name(dataset: Dataset) -> None:
     with pytest.raises(DataError, match=r"shard-000001.tar: sample 'flower/017': member .jpg fails its CRC-32"):
         reader.read(17)
     assert reader.read(16).key == "china/016"
+
+
+def test_only_the_member_that_is_wanted_is_read(dataset: Dataset) -> None:
+    """Another one may be damaged or however large."""
+    shard = dataset.folder / "shard-000001.tar"
+    flip_bit(shard, int(read_index(shard).columns["cls"].offset[3]))
+    reader = Reader(str(dataset.folder))
+    sample = reader.read(17, image_member)
+    assert (sample.key, sample.label) == ("flower/017", 1)
+    assert sample.members == {"jpg": dataset.samples[17].members["jpg"]}
+    with pytest.raises(DataError, match=r"sample 'flower/017': has no audio member \(.flac, .*\), only .cls, .jpg$"):
+        reader.read(17, audio_member)
+
+
+def test_a_huge_member_is_refused_before_it_is_read(whole: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = len(whole.samples[17].members["jpg"])
+    reader = Reader(str(whole.folder))
+    monkeypatch.setattr("data_pipelines.reader.MAX_MEMBER_BYTES", size)
+    assert len(reader.read(17, image_member).members["jpg"]) == size
+    monkeypatch.setattr("data_pipelines.reader.MAX_MEMBER_BYTES", size - 1)
+    monkeypatch.setattr(Reader, "_pread", None)
+    message = f"sample 'flower/017': member .jpg has {size:,} bytes, {size - 1:,} are the most that is read$"
+    with pytest.raises(DataError, match=message):
+        reader.read(17, image_member)
 
 
 def test_a_cut_shard_is_refused_at_once(dataset: Dataset) -> None:

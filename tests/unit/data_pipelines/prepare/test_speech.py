@@ -68,8 +68,8 @@ def test_durations_are_indexed(tmp_path: Path) -> None:
     (tmp_path / "source" / "a.mp3").write_bytes(encode(speech(1, 1, 44_100), 44_100, "MP3"))
     prepare(tmp_path / "source", tmp_path / "out")
     reader = Reader(str(tmp_path / "out"))
-    assert sorted(reader.num_frames.tolist()) == [6_400] * 4 + [8_000] * 4 + [44_100]
-    assert sorted(set(reader.sample_rates.tolist())) == [16_000, 44_100]
+    assert sorted(reader.num_frames().tolist()) == [6_400] * 4 + [8_000] * 4 + [44_100]
+    assert sorted(set(reader.sample_rates().tolist())) == [16_000, 44_100]
 
 
 def test_what_is_not_a_whole_recording_is_listed_with_its_reason(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import webdataset
 
 from data_pipelines.errors import DataError
 from data_pipelines.reader import Reader
-from data_pipelines.shards.index import UNKNOWN_DURATION, build_index, index_path, read_index, write_index
+from data_pipelines.shards.index import UNKNOWN_DURATION, build_index, compact, index_path, read_index, write_index
 from tests.unit.data_pipelines.conftest import Dataset
 from tests.unit.data_pipelines.photographs import flip_bit
 from tests.unit.data_pipelines.speech import encode, speech
@@ -101,6 +101,19 @@ def test_index_survives_the_file(whole: Dataset) -> None:
     json.loads(index_path(shard).read_text())  # other tools can read it
 
 
+def test_compact_numbers_are_the_same_and_smaller(whole: Dataset, tmp_path: Path) -> None:
+    write_audio_tar(tmp_path / "audio.tar")
+    for index in (build_index(tmp_path / "audio.tar"), build_index(whole.folder / "shard-000000.tar")):
+        small = compact(index)
+        pairs = [(getattr(index, name), getattr(small, name)) for name in ("labels", "num_frames", "sample_rates")]
+        pairs += [
+            pair for name, column in index.columns.items() for pair in zip(column, small.columns[name], strict=True)
+        ]
+        for before, after in pairs:
+            np.testing.assert_array_equal(after, before)
+        assert sum(after.nbytes for _, after in pairs) < sum(before.nbytes for before, _ in pairs) / 2
+
+
 def write_audio_tar(shard: Path) -> None:
     stereo = np.stack([speech(2, 0.5, 44_100)] * 2, axis=1)
     members = [
@@ -125,8 +138,8 @@ def test_durations_of_recordings_are_in_the_index(tmp_path: Path) -> None:
     write_tar(tmp_path / "images.tar", [("x.jpg", b"1"), ("y.jpg", b"2")])
     write_index(tmp_path / "images.tar", build_index(tmp_path / "images.tar"))
     reader = Reader(f"{tmp_path}/{{images,audio}}.tar")
-    assert reader.num_frames.tolist() == [0, 0, *index.num_frames]
-    assert reader.sample_rates.tolist() == [0, 0, *index.sample_rates]
+    assert reader.num_frames().tolist() == [0, 0, *index.num_frames]
+    assert reader.sample_rates().tolist() == [0, 0, *index.sample_rates]
 
 
 def as_version_1(shard: Path) -> None:
