@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data_pipelines.errors import DataError
 from data_pipelines.order import stream_key
 from model.accounting import tokens_of
 from model.config import ImageConfig, ModelConfig
@@ -24,9 +25,13 @@ class ModelMasking:
         """Tokens T of an input of ``length``."""
         return tokens_of(self._config, length)
 
-    def masks(self, keys: Sequence[int], lengths: Sequence[int]) -> Tensor:
-        """Masks (B, M, T) bool, True = removed. Only spans heed padding, and are made equal over the batch."""
-        num_tokens = self.num_tokens(max(lengths))
+    def masks(self, keys: Sequence[int], lengths: Sequence[int], padded_length: int | None = None) -> Tensor:
+        """Masks (B, M, T) bool, True = removed. Only spans heed padding, and are made equal over the batch.
+
+        Raises:
+            DataError: if spans would remove all of a sample.
+        """
+        num_tokens = self.num_tokens(max(lengths) if padded_length is None else padded_length)
         if self._config.mask.kind == "span":
             return self._spans(keys, lengths, num_tokens)
         return torch.stack([self._of_sample(key, num_tokens) for key in keys])
@@ -43,7 +48,11 @@ class ModelMasking:
         views = range(self._config.num_views)
         valid = [self.num_tokens(length) for length in lengths for _ in views]
         draws = [np.random.default_rng(stream_key(key, view)) for key in keys for view in views]
-        return span_masks(valid, num_tokens, self._config.mask, draws).unflatten(0, (len(keys), -1))
+        try:
+            masks = span_masks(valid, num_tokens, self._config.mask, draws)
+        except ValueError as error:
+            raise DataError(f"a sample is too short for its masks: {error}") from error
+        return masks.unflatten(0, (len(keys), -1))
 
 
 def masking_of(config: ModelConfig, modality: str) -> ModelMasking:

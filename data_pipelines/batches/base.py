@@ -27,12 +27,13 @@ class Masking(Protocol):
         """Tokens T that the model makes of an input of ``length``."""
         ...
 
-    def masks(self, keys: Sequence[int], lengths: Sequence[int]) -> Tensor:
+    def masks(self, keys: Sequence[int], lengths: Sequence[int], padded_length: int | None = None) -> Tensor:
         """Masks (B, M, T) bool, True = removed; equally many removed in every row.
 
         Args:
             keys: one stream key per sample.
-            lengths: one per sample; T is ``num_tokens`` of the longest, shorter samples are padded to it.
+            lengths: one per sample, without padding.
+            padded_length: that all samples are padded to; None for the longest. T is ``num_tokens`` of it.
         """
         ...
 

@@ -18,7 +18,7 @@ from data_pipelines.transforms.text import load_tokens, token_bytes, token_membe
 class TextBatches:
     """Positions count samples (see ``BatchSource``).
 
-    Masks are made for the whole length, padding or not, as in the reference.
+    Masks are made for the whole length, padding or not, but spans stop at the end of a block, as in the reference.
     """
 
     def __init__(self, reader: Reader, config: TextSourceConfig, seed: int, masking: Masking) -> None:
@@ -43,7 +43,7 @@ class TextBatches:
         loaded = load_samples(self._tokens, start=start, size=size, num_samples=len(self._reader), seed=self._seed)
         source = torch.from_numpy(np.stack(loaded.contents))
         padding = source == PADDING
-        mask = self._masking.masks(loaded.mask_keys, [self._config.tokens_per_sample] * size)
+        mask = self._masking.masks(loaded.mask_keys, (~padding).sum(dim=1).tolist(), source.shape[1])
         return Batch(
             modality="text",
             position=start,

@@ -62,7 +62,7 @@ class Masks:
     def num_tokens(self, length: int) -> int:
         return self._of_sample(0).shape[1]
 
-    def masks(self, keys: Sequence[int], lengths: Sequence[int]) -> Tensor:
+    def masks(self, keys: Sequence[int], lengths: Sequence[int], padded_length: int | None = None) -> Tensor:
         assert len(keys) == len(lengths)
         return torch.stack([self._of_sample(key) for key in keys])
 

@@ -69,7 +69,7 @@ class FrameMasks:
     def num_tokens(self, length: int) -> int:
         return (length - 400) // 320 + 1
 
-    def masks(self, keys: Sequence[int], lengths: Sequence[int]) -> Tensor:
+    def masks(self, keys: Sequence[int], lengths: Sequence[int], padded_length: int | None = None) -> Tensor:
         assert len(keys) == len(lengths)
         num_tokens = self.num_tokens(max(lengths))
         rows = []

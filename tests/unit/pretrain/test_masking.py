@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from data_pipelines.errors import DataError
 from model.config import AudioConfig, ImageConfig, TextConfig
 from model.sections import MaskConfig, ModalityConfig
 from pretrain.masking import ModelMasking, masking_of
@@ -48,6 +49,21 @@ def test_padding_changes_no_block() -> None:
     """The reference masks the whole padded length; equal counts in every row follow."""
     padded = ModelMasking(AUDIO).masks([5, 6], [32_000, 16_000])
     assert torch.equal(padded, masks(AUDIO, [5, 6], 32_000))
+
+
+def test_a_padded_length_beyond_the_longest_sample() -> None:
+    """Text is padded to the length of all samples."""
+    assert torch.equal(ModelMasking(TEXT).masks([5, 6], [40, 20], 64), masks(TEXT, [5, 6], 64))
+    spans = ModelMasking(dataclasses.replace(TEXT, mask=MaskConfig(kind="span", prob=0.5, length=5)))
+    found = spans.masks([5, 6], [40, 20], 64)
+    assert found.shape == (2, 3, 64) and torch.equal(found[..., :40], spans.masks([5, 6], [40, 20]))
+    assert not found[..., 40:].any() and not found[1, :, 20:].any()
+
+
+def test_spans_that_cover_a_whole_sample_are_bad_data() -> None:
+    spans = ModelMasking(dataclasses.replace(TEXT, mask=MaskConfig(kind="span", prob=0.5, length=5)))
+    with pytest.raises(DataError, match=r"mask.prob 0.5: spans of 5 cover all 2 tokens"):
+        spans.masks(range(8), [2] * 8, 64)  # some begin at the first token
 
 
 @pytest.mark.parametrize("add_spans", [False, True])

@@ -32,10 +32,19 @@ class RandomMasks:
     def num_tokens(self, length: int) -> int:
         return length
 
-    def masks(self, keys: Sequence[int], lengths: Sequence[int]) -> Tensor:
+    def masks(self, keys: Sequence[int], lengths: Sequence[int], padded_length: int | None = None) -> Tensor:
         assert len(keys) == len(lengths)
-        rows = [torch.rand(2, max(lengths), generator=torch.Generator().manual_seed(key)) for key in keys]
-        return torch.stack(rows).argsort(dim=-1) < max(lengths) // 2
+        longest = padded_length or max(lengths)
+        rows = [torch.rand(2, longest, generator=torch.Generator().manual_seed(key)) for key in keys]
+        return torch.stack(rows).argsort(dim=-1) < longest // 2
+
+
+class SpanMasks(RandomMasks):
+    """One span at the end of every block, as the lengths that it is told say."""
+
+    def masks(self, keys: Sequence[int], lengths: Sequence[int], padded_length: int | None = None) -> Tensor:
+        places, ends = torch.arange(padded_length or max(lengths)), torch.tensor(lengths)[:, None, None]
+        return (places < ends) & (places >= ends - 3)
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +132,13 @@ def test_a_short_block_is_padded_to_the_whole_length(tmp_path: Path, tokenizer: 
     assert batch.mask.shape == (2, 2, LENGTH)
     alone = make(folder).batch(batch.sample.tolist().index(1), 1)
     assert alone.padding is None
+
+
+def test_spans_stop_where_a_block_ends(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    folder = write(tmp_path / "shards", tokenizer, [block(0, 5), block(1, LENGTH)])
+    batch = TextBatches(Reader(str(folder)), CONFIG, 5, SpanMasks()).batch(0, 2)
+    assert batch.padding is not None and not (batch.mask[:, 0] & batch.padding).any()
+    assert batch.mask.shape == (2, 1, LENGTH) and batch.num_kept == LENGTH - 3
 
 
 def test_a_block_that_is_too_long_is_refused_with_the_fix(folder: Path) -> None:
