@@ -158,7 +158,8 @@ class TargetConfig:
     end_of_block: bool = False
     """Use the block's output instead of the output of its MLP."""
     batch_norm_layer: bool = False
-    """Normalise each block's output per channel over batch and time."""
+    """Normalise each block's output per channel over batch and time: of a rank's microbatch, so that targets depend on
+    its size and on the layout of the run."""
     instance_norm_layer: bool = True
     """Normalise each block's output per sample and channel over time."""
     layer_norm_layer: bool = False

@@ -44,7 +44,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def choose_device(processes: Processes) -> tuple[torch.device, str]:
     """This process's device and the backend that goes with it.
 
-    On a CPU the cores are shared out among the processes of the machine unless OMP_NUM_THREADS says otherwise.
+    On a CPU the cores are shared out among the processes of the machine, whatever OMP_NUM_THREADS says, for torchrun
+    sets it to 1 unasked; of a process that is alone it is heeded.
     """
     if torch.cuda.is_available():
         # srun --gpus-per-task=1 shows each process its own device only, as number 0

@@ -53,7 +53,8 @@ class Plan:
     made_from: str
     """Source and options in words."""
     fingerprint: str
-    """SHA-256 of all that decides the content."""
+    """SHA-256 of the options and of the sources' names, sizes and labels: their content is not read for it, so a source
+    that changes and keeps its size goes unseen."""
     classes: list[str] = field(default_factory=list)
     """Names by label; empty if samples have none."""
     files: dict[str, bytes] = field(default_factory=dict)
