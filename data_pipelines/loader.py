@@ -36,8 +36,8 @@ def build_loader(
     dp_size: int,
     microbatch_size: int,
     num_microbatches: int,
-    position: int = 0,
     pin_memory: bool = False,
+    timeout_seconds: float = 0,
 ) -> "Loader":
     """Open the shards and prepare the endless stream of one rank's microbatches; workers start when it is iterated.
 
@@ -53,56 +53,67 @@ def build_loader(
         dp_size: ranks that share a global batch.
         microbatch_size: units per batch: samples, of audio planned batches.
         num_microbatches: batches per step of one rank.
-        position: units of all ranks that earlier steps consumed.
         pin_memory: deliver in page-locked memory.
+        timeout_seconds: how long worker processes may take for a batch; 0 for ever.
     Raises:
         DataError: if the shards cannot be used.
     """
     reader = Reader(config.path_of(modality))
     batches = BATCHES[modality](reader, config.sources[modality], seed, masking)
-    global_batch_size = dp_size * num_microbatches * microbatch_size
-    first = position + dp_rank * num_microbatches * microbatch_size
-    starts = (
-        first + step * global_batch_size + place * microbatch_size
-        for step in itertools.count()
-        for place in range(num_microbatches)
-    )
+    starts = _Starts(dp_rank, dp_size, num_microbatches, microbatch_size)
     return Loader(
-        _process_loader(lambda start: batches.batch(start, microbatch_size), starts, config, pin_memory=pin_memory),
+        _process_loader(
+            lambda start: batches.batch(start, microbatch_size),
+            starts,
+            config,
+            pin_memory=pin_memory,
+            timeout_seconds=timeout_seconds,
+        ),
         reader,
-        position=position,
-        num_microbatches=num_microbatches,
-        global_batch_size=global_batch_size,
+        starts,
         max_bad_samples=config.max_bad_samples,
     )
 
 
-class Loader:
-    """Batches for ever; where the stream stands; how long the consumer waited."""
+class _Starts:
+    """Where one rank's microbatches begin in the endless stream, from ``position`` on."""
 
-    def __init__(
-        self,
-        batches: "DataLoader[Any]",
-        reader: Reader,
-        *,
-        position: int,
-        num_microbatches: int,
-        global_batch_size: int,
-        max_bad_samples: int,
-    ) -> None:
-        """``build_loader`` makes these."""
-        self.position = position
-        """Units of all ranks that the steps delivered so far consumed: a stream's whole state."""
+    def __init__(self, dp_rank: int, dp_size: int, num_microbatches: int, microbatch_size: int) -> None:
         self.num_microbatches = num_microbatches
-        self.global_batch_size = global_batch_size
+        self.global_batch_size = dp_size * num_microbatches * microbatch_size
+        self.position = 0
+        self._first = dp_rank * num_microbatches * microbatch_size
+        self._microbatch_size = microbatch_size
+
+    def __iter__(self) -> Iterator[int]:
+        for step in itertools.count(self.position + self._first, self.global_batch_size):
+            yield from (step + place * self._microbatch_size for place in range(self.num_microbatches))
+
+
+class Loader:
+    """Batches for ever, and how long the consumer waited."""
+
+    def __init__(self, batches: "DataLoader[Any]", reader: Reader, starts: _Starts, *, max_bad_samples: int) -> None:
+        """``build_loader`` makes these."""
+        self.num_microbatches = starts.num_microbatches
+        self.global_batch_size = starts.global_batch_size
         self.wait_seconds = 0.0
         """Time spent in waiting for batches, cumulative."""
         self._batches = batches
         self._iterator: Generator[Any, None, None] | None = None
         self._reader = reader
-        self._num_delivered = 0
+        self._starts = starts
         self._max_bad_samples = max_bad_samples
         self._bad_samples: set[str] = set()
+
+    def start_at(self, position: int) -> None:
+        """Begin where earlier steps ended, instead of at 0; before the first batch.
+
+        Args:
+            position: units of all ranks that those steps consumed.
+        """
+        assert self._iterator is None, "the stream flows already"
+        self._starts.position = position
 
     def __iter__(self) -> "Loader":
         return self
@@ -111,7 +122,7 @@ class Loader:
         """The next microbatch.
 
         Raises:
-            DataError: when more samples were unusable than the budget allows, or a worker process died.
+            DataError: when more samples were unusable than the budget allows, or a worker process died or hangs.
         """
         started = time.perf_counter()
         if self._iterator is None:
@@ -119,9 +130,6 @@ class Loader:
         batch: Batch = next(self._iterator)
         self.wait_seconds += time.perf_counter() - started
         self._count_bad(batch)
-        self._num_delivered += 1
-        if self._num_delivered % self.num_microbatches == 0:
-            self.position += self.global_batch_size
         return batch
 
     def _count_bad(self, batch: Batch) -> None:
@@ -194,7 +202,12 @@ class _Computed(Dataset[Any]):
 
 
 def _process_loader(
-    function: Callable[[int], Any], starts: Any, config: DataConfig, *, pin_memory: bool = False
+    function: Callable[[int], Any],
+    starts: Any,
+    config: DataConfig,
+    *,
+    pin_memory: bool = False,
+    timeout_seconds: float = 0,
 ) -> "DataLoader[Any]":
     """``function`` over ``starts`` in the config's worker processes, results in order."""
     has_workers = config.num_workers > 0
@@ -207,6 +220,7 @@ def _process_loader(
         multiprocessing_context="fork" if has_workers else None,  # shares the indices
         worker_init_fn=_leave_signals_to_parent,
         pin_memory=pin_memory,
+        timeout=timeout_seconds if has_workers else 0,
         generator=torch.Generator(),  # else it draws from the global one: building a loader would change a run
     )
 
@@ -221,6 +235,11 @@ def _results(batches: "DataLoader[Any]") -> Generator[Any, None, None]:
             except StopIteration:
                 return
             except RuntimeError as error:
+                if "DataLoader timed out" in str(error):
+                    raise DataError(
+                        f"no data worker process has had its batch ready for {batches.timeout:g} s: does the storage "
+                        "hang? parallel.timeout_seconds says how long to wait"
+                    ) from error
                 if "DataLoader worker" not in str(error):
                     raise
                 raise DataError(

@@ -19,6 +19,11 @@ class Mixture:
         """Units that one step over all ranks consumes, by modality."""
         return {name: loader.global_batch_size for name, loader in self._loaders.items()}
 
+    def start_at(self, positions: Mapping[str, int]) -> None:
+        """Begin every modality's stream where earlier steps ended; before the first step."""
+        for name, loader in self._loaders.items():
+            loader.start_at(positions[name])
+
     @property
     def wait_seconds(self) -> float:
         """Time spent in waiting for batches, cumulative."""

@@ -82,7 +82,7 @@ def build_trainer(
     """
     grid, ds_config = lay_out(config, processes.world_size, user_deepspeed)
     start = dict.fromkeys(config.model.modalities, 0)
-    _check(config, grid, processes.rank, start)
+    mixture = _check(config, grid, processes.rank)
     device, groups, watch = _join(config, grid, processes)
     checkpoint, refused, run_ids = _found(config, run_dir, groups, resume)
     if processes.rank == 0:
@@ -90,6 +90,7 @@ def build_trainer(
     with watch.phase("building the networks"):
         engine, teacher = build_networks(config, ds_config, groups, device)
     state = restore(checkpoint, engine, teacher) if checkpoint else TrainState(positions=start)
+    mixture.start_at(state.positions)
     log = RunLog(
         run_dir,
         config.logging,
@@ -109,7 +110,7 @@ def build_trainer(
         schedule=make_schedule(task, engine, teacher, groups, device, dtype, watch),
         engine=engine,
         teacher=teacher,
-        mixture=build_mixture(config, grid, processes.rank, state.positions),
+        mixture=mixture,
         groups=groups,
         watch=watch,
         log=log,
@@ -121,11 +122,11 @@ def build_trainer(
     )
 
 
-def _check(config: RunConfig, grid: Grid, rank: int, start: dict[str, int]) -> None:
-    """Find what cannot work while nothing is allocated: unusable shards, too."""
+def _check(config: RunConfig, grid: Grid, rank: int) -> Mixture:
+    """Find what cannot work while nothing is allocated: unusable shards, too, whose indices take long to read."""
     check_vocabulary(config)
     check_scales(config)
-    build_mixture(config, grid, rank, start).close()
+    return build_mixture(config, grid, rank)
 
 
 def _join(config: RunConfig, grid: Grid, processes: Processes) -> tuple[torch.device, ProcessGroups, Watch]:
@@ -239,8 +240,8 @@ def make_linears(groups: ProcessGroups, *, sequence_parallel: bool) -> LinearFac
     return MegatronLinears(groups, sequence_parallel=sequence_parallel)
 
 
-def build_mixture(config: RunConfig, grid: Grid, rank: int, positions: dict[str, int]) -> Mixture:
-    """Loaders of all modalities, each from its position on; ranks that share one model read the same samples.
+def build_mixture(config: RunConfig, grid: Grid, rank: int) -> Mixture:
+    """Loaders of all modalities; ranks that share one model read the same samples.
 
     Raises:
         RunError, DataError: if the shards cannot be used, or batches do not divide.
@@ -257,7 +258,7 @@ def build_mixture(config: RunConfig, grid: Grid, rank: int, positions: dict[str,
             dp_size=grid.dp_size,
             microbatch_size=microbatch_size,
             num_microbatches=num_microbatches,
-            position=positions[modality],
             pin_memory=torch.cuda.is_available(),
+            timeout_seconds=config.parallel.timeout_seconds,
         )
     return Mixture(loaders)

@@ -125,13 +125,17 @@ class SyntheticMixture:
 
     wait_seconds = 0.0
 
-    def __init__(self, config: RunConfig, grid: Grid, rank: int, positions: Mapping[str, int]) -> None:
+    def __init__(self, config: RunConfig, grid: Grid, rank: int) -> None:
         """Arguments as of ``pretrain.build.build_mixture``."""
         self._model = config.model
         self._dp = grid.dp_rank(rank), grid.dp_size
-        self._positions = dict(positions)
+        self._positions = dict.fromkeys(config.model.modalities, 0)
         self.step_sizes = {name: config.units_per_step(name) for name in config.model.modalities}
         self._each = {name: config.microbatches(name, grid.dp_size) for name in config.model.modalities}
+
+    def start_at(self, positions: Mapping[str, int]) -> None:
+        """As ``Mixture.start_at``."""
+        self._positions = dict(positions)
 
     def next_step(self) -> list[Batch]:
         """As ``Mixture.next_step``."""

@@ -24,8 +24,9 @@ GLOBAL_BATCH_SIZE = 12
 def one_rank(dataset: Dataset, num_workers: int, rank: int, num_ranks: int, **changes: Any) -> Loader:
     masking: Masks = changes.pop("masking", random_masks())
     position: int = changes.pop("position", 0)
+    timeout_seconds: float = changes.pop("timeout_seconds", 0)
     num_microbatches = 2 if GLOBAL_BATCH_SIZE // num_ranks % 2 == 0 else 1
-    return build_loader(
+    loader = build_loader(
         data_config(dataset.folder, num_workers=num_workers, **changes),
         "image",
         seed=3,
@@ -34,20 +35,18 @@ def one_rank(dataset: Dataset, num_workers: int, rank: int, num_ranks: int, **ch
         dp_size=num_ranks,
         microbatch_size=GLOBAL_BATCH_SIZE // num_ranks // num_microbatches,
         num_microbatches=num_microbatches,
-        position=position,
+        timeout_seconds=timeout_seconds,
     )
+    loader.start_at(position)
+    return loader
 
 
 def steps(dataset: Dataset, num_workers: int, num_ranks: int, num_steps: int, **changes: Any) -> list[Batch]:
     """Global batches, put together from all ranks."""
     loaders = [one_rank(dataset, num_workers, rank, num_ranks, **changes) for rank in range(num_ranks)]
-    start = loaders[0].position
     result = []
-    for step in range(num_steps):
-        parts = []
-        for loader in loaders:
-            while loader.position < start + (step + 1) * GLOBAL_BATCH_SIZE:
-                parts.append(next(loader))
+    for _ in range(num_steps):
+        parts = [next(loader) for loader in loaders for _ in range(loader.num_microbatches)]
         result.append(
             Batch(
                 modality="image",
@@ -117,14 +116,14 @@ def test_any_layout_goes_on_where_another_stopped(whole: Dataset, done: int, num
     assert_same(resumed, unbroken[done:])
 
 
-def test_position_counts_whole_steps_that_were_delivered(whole: Dataset) -> None:
-    loader = one_rank(whole, 2, 0, 1)
-    positions = []
-    for _ in range(5):
+def test_workers_that_hang_are_given_up(whole: Dataset) -> None:
+    def masks(_: int) -> Tensor:
+        time.sleep(0.4)  # for each of the six samples of a batch
+        return torch.zeros(1, 4, dtype=torch.bool)
+
+    loader = one_rank(whole, 1, 0, 1, masking=Masks(masks), timeout_seconds=0.5)
+    with pytest.raises(DataError, match=r"no data worker process has had its batch ready for 0.5 s: .*timeout_seconds"):
         next(loader)
-        positions.append(loader.position)  # what workers prepared ahead does not count
-    assert positions == [0, 12, 12, 24, 24]
-    assert loader.wait_seconds > 0
     loader.close()
 
 
@@ -155,6 +154,7 @@ def test_close_ends_the_workers(whole: Dataset) -> None:
     while any(os.path.exists(f"/proc/{pid}") for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+    assert loader.wait_seconds > 0
 
 
 def damage(dataset: Dataset, sample: int) -> None:

@@ -44,6 +44,9 @@ class Counter:
         self.closed = False
         self._given = 0
 
+    def start_at(self, position: int) -> None:
+        self._given = position // self.global_batch_size * self.num_microbatches
+
     def __iter__(self) -> Iterator[Any]:
         return self
 
@@ -62,5 +65,7 @@ def test_steps_take_each_loader_in_its_own_order() -> None:
     assert steps == [["i1", "a1", "t1", "i2"], ["i3", "a2", "t2", "i4"]]
     assert mixture.step_sizes == {"image": 32, "audio": 2, "text": 8}
     assert mixture.wait_seconds == 0.75
+    mixture.start_at({"image": 96, "audio": 6, "text": 24})  # three steps
+    assert mixture.next_step() == ["i7", "a4", "t4", "i8"]
     mixture.close()
     assert all(loader.closed for loader in loaders.values())
