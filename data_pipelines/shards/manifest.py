@@ -21,7 +21,8 @@ class DatasetManifest:
     made_from: str
     """Source and options in words, for people."""
     fingerprint: str
-    """SHA-256 over everything that decides the content: two folders with the same one hold the same bytes."""
+    """SHA-256 of the options and of the sources' names, sizes and labels: as long as no source changes within its size,
+    two folders with the same one hold the same bytes."""
     shards: list[str]
     """File names in order."""
     complete: bool = False
