@@ -113,9 +113,15 @@ class FlatPartitions:
         self._optimizer.update_lp_params()
 
     def clear_gradients(self) -> None:
-        """Set those that stage 2 accumulates in host memory to 0, for the reason of ``SplitPartitions``."""
+        """Set those that it accumulates in host memory to 0, for the reason of ``SplitPartitions``; drop its sums.
+
+        With offload it drops the fp32 sums of bf16 gradients after a good step only: those of a skipped step would
+        be added to all later ones, and a NaN would never leave.
+        """
         for gradient in getattr(self._optimizer, "accumulated_grads_in_cpu", {}).values():
             gradient.zero_()
+        sums = getattr(self._optimizer, "averaged_gradients", {})
+        sums.update(dict.fromkeys(sums))
 
 
 class SplitPartitions:

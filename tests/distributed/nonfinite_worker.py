@@ -6,31 +6,31 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from data_pipelines.batches.base import Batch
 from pretrain.build import build_trainer
-from pretrain.environment import read_environment
+from pretrain.environment import Processes, read_environment
 from pretrain.errors import RunError
 from pretrain.parallel.zero import leave_processes
 from pretrain.preempt import StopRequest
-from tests.distributed.layout_worker import config
+from tests.distributed.layout_worker import Case
 
 
-def main() -> None:
-    """Arguments: shards, run directory, STAGE:DTYPE, then the steps (counted from 0) whose images turn to NaN."""
-    shards, run_dir, case, *poisoned = sys.argv[1:]
-    stage, dtype = case.split(":")
-    processes = read_environment(os.environ)
-    run = config(shards, int(stage), dtype)
-    Path(run_dir).mkdir(parents=True, exist_ok=True)
-    trainer = build_trainer(run, Path(run_dir), processes, StopRequest(), resume="never", user_deepspeed=None)
+def run_case(text: str, shards: str, out: Path, processes: Processes) -> dict[str, Any]:
+    """Train ``STAGE:DTYPE[:offload]@STEP[,STEP...]``: in these steps, counted from 0, the images turn to NaN."""
+    layout, _, poisoned = text.partition("@")
+    case, run_dir = Case(layout), out / text.replace(":", "-")
+    run = case.config(shards, *case.layouts[0])
+    run_dir.mkdir(parents=True, exist_ok=True)
+    trainer = build_trainer(run, run_dir, processes, StopRequest(), resume="never", user_deepspeed=None)
     fetch, numbers = trainer._mixture.next_step, itertools.count()
 
     def next_step() -> list[Batch]:
         batches = fetch()
-        if str(next(numbers)) in poisoned and processes.rank == 1:
+        if str(next(numbers)) in poisoned.split(",") and processes.rank == 1:
             return [dataclasses.replace(one, source=torch.full_like(one.source, float("nan"))) for one in batches]
         return batches
 
@@ -43,9 +43,17 @@ def main() -> None:
     finite = all(bool(torch.isfinite(piece.master).all()) for piece in trainer._engine.fragments)
     teacher_finite = bool(torch.isfinite(trainer._teacher.shard).all())
     trainer.close()
+    result = {"step": trainer.state.step, "positions": trainer.state.positions, "error": error}
+    return result | {"finite": finite, "teacher_finite": teacher_finite}
+
+
+def main() -> None:
+    """Arguments: shards, output directory, then cases."""
+    shards, out, *cases = sys.argv[1:]
+    processes = read_environment(os.environ)
+    results = {text: run_case(text, shards, Path(out), processes) for text in cases}
     if processes.rank == 0:
-        result = {"step": trainer.state.step, "positions": trainer.state.positions, "error": error}
-        print("RESULT", json.dumps(result | {"finite": finite, "teacher_finite": teacher_finite}))
+        print("RESULT", json.dumps(results))
 
 
 if __name__ == "__main__":
