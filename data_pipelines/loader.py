@@ -1,17 +1,14 @@
 """Loaders: batches from worker processes, the same global batches on any number of ranks and workers."""
 
 import itertools
-import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from data_pipelines.batches.audio import AudioBatches
 from data_pipelines.batches.base import Batch, BatchSource, Masking
@@ -21,6 +18,7 @@ from data_pipelines.config import DataConfig, ImageSourceConfig
 from data_pipelines.errors import DataError
 from data_pipelines.reader import Reader
 from data_pipelines.transforms.image import image_bytes, image_member, load_image
+from data_pipelines.workers import process_loader, results
 
 BATCHES: dict[str, Callable[..., BatchSource]] = {"image": ImageBatches, "audio": AudioBatches, "text": TextBatches}
 """By modality: (reader, source configuration, seed, masking) -> batches."""
@@ -62,10 +60,11 @@ def build_loader(
     batches = BATCHES[modality](reader, config.sources[modality], seed, masking)
     starts = _Starts(dp_rank, dp_size, num_microbatches, microbatch_size)
     return Loader(
-        _process_loader(
+        process_loader(
             lambda start: batches.batch(start, microbatch_size),
             starts,
-            config,
+            num_workers=config.num_workers,
+            prefetch=config.prefetch_batches,
             pin_memory=pin_memory,
             timeout_seconds=timeout_seconds,
         ),
@@ -126,7 +125,7 @@ class Loader:
         """
         started = time.perf_counter()
         if self._iterator is None:
-            self._iterator = _results(self._batches)
+            self._iterator = results(self._batches)
         batch: Batch = next(self._iterator)
         self.wait_seconds += time.perf_counter() - started
         self._count_bad(batch)
@@ -168,7 +167,8 @@ def labelled_images(config: DataConfig, path: str, batch_size: int) -> Generator
         images, labels = zip(*rows, strict=True)
         return torch.from_numpy(np.stack(images)), torch.tensor(labels)
 
-    yield from _results(_process_loader(batch, range(0, len(reader), batch_size), config))
+    starts = range(0, len(reader), batch_size)
+    yield from results(process_loader(batch, starts, num_workers=config.num_workers, prefetch=config.prefetch_batches))
     reader.close()
 
 
@@ -180,97 +180,3 @@ def _labelled(reader: Reader, config: ImageSourceConfig, sample: int) -> tuple[n
         return load_image(image_bytes(stored.members), config), stored.label
     except DataError as error:
         raise DataError(f"{reader.describe(sample)}: {error}") from error
-
-
-class _Failure(NamedTuple):
-    """A DataError on its way from a worker process: torch would wrap a raised one into a traceback."""
-
-    message: str
-
-
-class _Computed(Dataset[Any]):
-    """Start position -> batch, or the failure."""
-
-    def __init__(self, function: Callable[[int], Any]) -> None:
-        self._function = function
-
-    def __getitem__(self, start: int) -> Any:
-        try:
-            return self._function(start)
-        except DataError as error:
-            return _Failure(str(error))
-
-
-def _process_loader(
-    function: Callable[[int], Any],
-    starts: Any,
-    config: DataConfig,
-    *,
-    pin_memory: bool = False,
-    timeout_seconds: float = 0,
-) -> "DataLoader[Any]":
-    """``function`` over ``starts`` in the config's worker processes, results in order."""
-    has_workers = config.num_workers > 0
-    return DataLoader(
-        _Computed(function),
-        batch_size=None,  # a start position stands for a whole batch
-        sampler=starts,
-        num_workers=config.num_workers,
-        prefetch_factor=config.prefetch_batches if has_workers else None,
-        multiprocessing_context="fork" if has_workers else None,  # shares the indices
-        worker_init_fn=_leave_signals_to_parent,
-        pin_memory=pin_memory,
-        timeout=timeout_seconds if has_workers else 0,
-        generator=torch.Generator(),  # else it draws from the global one: building a loader would change a run
-    )
-
-
-def _results(batches: "DataLoader[Any]") -> Generator[Any, None, None]:
-    """What the workers computed; failures become DataErrors. Closing this generator ends the workers."""
-    iterator = _start_workers(batches)
-    try:
-        while True:
-            try:
-                result = next(iterator)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                if "DataLoader timed out" in str(error):
-                    raise DataError(
-                        f"no data worker process has had its batch ready for {batches.timeout:g} s: does the storage "
-                        "hang? parallel.timeout_seconds says how long to wait"
-                    ) from error
-                if "DataLoader worker" not in str(error):
-                    raise
-                raise DataError(
-                    f"a data worker process died ({' '.join(str(error).split())}); "
-                    "out of memory? fewer data.num_workers or data.prefetch_batches need less"
-                ) from error
-            if isinstance(result, _Failure):
-                raise DataError(result.message)
-            yield result
-    finally:
-        del iterator  # an error's traceback keeps this frame alive, and with it workers that nothing else would end
-
-
-def _start_workers(batches: "DataLoader[Any]") -> Iterator[Any]:
-    """Fork with SIGTERM blocked, so that it is in every thread a worker ever has (see ``_leave_signals_to_parent``)."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    try:
-        return iter(batches)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _leave_signals_to_parent(_: int) -> None:
-    """Ctrl-C and batch systems signal the whole process group; the parent decides, and still needs its batches."""
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_when_parent_says, daemon=True).start()
-
-
-def _end_when_parent_says() -> None:
-    """multiprocessing ends workers with SIGTERM when the interpreter exits; only that one counts."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)

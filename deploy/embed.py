@@ -1,6 +1,8 @@
 """``d2v embed``: features of images, recordings and texts as a file."""
 
 import argparse
+import os
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,13 +12,16 @@ from pretrain.errors import RunError
 
 if TYPE_CHECKING:
     from data_pipelines.tokenizers.base import Tokenizer
-    from deploy.embedding.encode import Embedded
+    from deploy.embedding.checkpoint import Checkpoint
+    from deploy.embedding.encode import Counts
     from deploy.embedding.items import Item
-    from pretrain.config import RunConfig
+    from deploy.embedding.rows import Rows
 
 _NOUNS = {"image": "image", "audio": "recording", "text": "text"}
 _SUFFIXES = (".npz", ".safetensors", ".parquet")
 _MOST_REASONS = 5
+_MOST_WORKERS = 8
+"""By default: each holds some decoded items."""
 
 
 def main(argv: list[str]) -> int:
@@ -29,34 +34,34 @@ def main(argv: list[str]) -> int:
         raise RunError(f"--out {out}: there is no folder {out.parent}")
 
     from data_pipelines.errors import DataError
+    from deploy.embedding.checkpoint import open_checkpoint
     from deploy.embedding.encode import Embedder, embed
-    from deploy.embedding.files import write
+    from deploy.embedding.files import require_room, writing
     from deploy.embedding.inputs import Decoder
     from deploy.embedding.items import find_items
     from deploy.evaluate import chosen_device
-    from deploy.export.encoder import chosen_modality, load_encoder, only
-    from pretrain.checkpoint.progress import read_run_config
-    from pretrain.checkpoint.store import locate
 
     device = chosen_device(arguments.device)
-    checkpoint = locate(arguments.checkpoint)
-    config = read_run_config(checkpoint)
-    modality = chosen_modality(config.model, arguments.modality)
-    model = only(config.model, modality)
+    checkpoint = open_checkpoint(arguments.checkpoint, arguments.modality, arguments.source)
+    model, modality = checkpoint.model, checkpoint.modality
     items = find_items(arguments.inputs, modality, lines=arguments.lines)
-    tokenizer = _tokenizer(items, config, arguments.tokenizer) if modality == "text" else None
-    decoder = Decoder(model.modalities[modality], config.data.sources[modality], tokenizer)
-    embedder = Embedder(load_encoder(checkpoint, model, arguments.source), device, per_token=arguments.tokens)
-    with Progress("embed", len(items), f"{_NOUNS[modality]}s") as progress:
-        embedded = embed(items, decoder, embedder, arguments.batch_size, progress)
-    if not embedded.keys:
-        raise DataError(f"nothing to write: {_left_out(embedded)}")
-    write(embedded, out, per_token=arguments.tokens)
-    print(f"embed: {out} ({_summary(embedded, modality, decoder.num_cut)})")
+    require_room(out, (item.key for item in items))
+    tokenizer = _tokenizer(items, checkpoint, arguments.tokenizer) if modality == "text" else None
+    decoder = Decoder(model.modalities[modality], checkpoint.source, tokenizer)
+    embedder = Embedder(checkpoint.load(), device, per_token=arguments.tokens)
+    with (
+        writing(out, per_token=arguments.tokens) as rows,
+        closing(decoder.over(items, arguments.workers)) as decoded,
+        Progress("embed", len(items), f"{_NOUNS[modality]}s") as progress,
+    ):
+        counts = embed(decoded, embedder, arguments.batch_size, rows, progress)
+        if not rows:
+            raise DataError(f"nothing to write: {_left_out(counts)}")
+    print(f"embed: {out} ({_summary(rows, counts, modality)})")
     return 0
 
 
-def _tokenizer(items: "list[Item]", config: "RunConfig", place: Path | None) -> "Tokenizer | None":
+def _tokenizer(items: "list[Item]", checkpoint: "Checkpoint", place: Path | None) -> "Tokenizer | None":
     """The tokenizer of texts outside of shards, if there are any.
 
     Raises:
@@ -67,35 +72,33 @@ def _tokenizer(items: "list[Item]", config: "RunConfig", place: Path | None) -> 
 
     if all(item.in_shard for item in items):
         return None
-    if place is None:
-        data = Path(config.data.path_of("text"))
-        place = data if data.is_dir() else data.parent
-    tokenizer = load_tokenizer(place)
-    assert config.model.text is not None
-    if tokenizer.vocab_size > config.model.text.vocab_size:
+    tokenizer = load_tokenizer(place or checkpoint.tokenizer())
+    assert checkpoint.model.text is not None
+    known = checkpoint.model.text.vocab_size
+    if tokenizer.vocab_size > known:
         raise RunError(
-            f"the tokenizer has {tokenizer.vocab_size:,} tokens, the model knows {config.model.text.vocab_size:,}; "
+            f"the tokenizer has {tokenizer.vocab_size:,} tokens, the model knows {known:,}; "
             "--tokenizer names another one"
         )
     return tokenizer
 
 
-def _summary(embedded: "Embedded", modality: str, num_cut: int) -> str:
-    parts = [f"{counted(len(embedded.keys), _NOUNS[modality])}, {embedded.features[0].shape[-1]} numbers each"]
-    if embedded.features[0].dim() == 2:
-        parts = [f"{parts[0]} of {sum(map(len, embedded.features)):,} tokens"]
-    if num_cut:
-        parts.append(f"{counted(num_cut, 'text')} cut to the model's length")
-    return "; ".join([*parts, *([_left_out(embedded)] if embedded.left_out else [])])
+def _summary(rows: "Rows", counts: "Counts", modality: str) -> str:
+    parts = [f"{counted(len(rows), _NOUNS[modality])}, {rows.width} numbers each"]
+    if rows.per_token:
+        parts = [f"{parts[0]} of {rows.num_vectors:,} tokens"]
+    if counts.num_cut:
+        parts.append(f"{counted(counts.num_cut, 'text')} cut to the model's length")
+    return "; ".join([*parts, *([_left_out(counts)] if counts.left_out else [])])
 
 
-def _left_out(embedded: "Embedded") -> str:
+def _left_out(counts: "Counts") -> str:
     reasons = [
-        f"{count:,} {reason} ({embedded.examples[reason]})"
-        for reason, count in embedded.left_out.most_common(_MOST_REASONS)
+        f"{count:,} {reason} ({counts.examples[reason]})"
+        for reason, count in counts.left_out.most_common(_MOST_REASONS)
     ]
-    more = len(embedded.left_out) - len(reasons)
-    return f"{embedded.left_out.total():,} left out: " + ", ".join(
+    more = len(counts.left_out) - len(reasons)
+    return f"{counts.left_out.total():,} left out: " + ", ".join(
         [*reasons, *([f"{more} more reasons"] if more else [])]
     )
 
@@ -106,14 +109,22 @@ def parser() -> argparse.ArgumentParser:
         prog="d2v embed",
         description="Features of the last block: the mean over patches, frames or tokens, or each of them.",
     )
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="run directory or one of its checkpoints")
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="run directory, one of its checkpoints, or a folder of 'd2v export hf'",
+    )
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="files, folders of files, or shards")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=f"ends in {', '.join(_SUFFIXES)}")
     parser.add_argument("--tokens", action="store_true", help="one vector per patch, frame or token")
-    parser.add_argument("--source", choices=("student", "teacher"), default="student", help="default: student")
+    parser.add_argument("--source", choices=("student", "teacher"), help="default: student")
     parser.add_argument("--modality", choices=tuple(_NOUNS), help="which of a run of several")
     parser.add_argument("--lines", action="store_true", help="every line of a text file is a text")
     parser.add_argument("--tokenizer", type=Path, help="of text: folder or file; default: the folder of the data")
     parser.add_argument("--batch-size", type=positive_int, default=32, help="encoded at once; default: 32")
+    workers = min(_MOST_WORKERS, len(os.sched_getaffinity(0)))
+    help_of_workers = f"processes that read and decode; default: one per core, at most {_MOST_WORKERS}"
+    parser.add_argument("--workers", type=positive_int, default=workers, help=help_of_workers)
     parser.add_argument("--device", help="torch device; default: the accelerator if there is one, else cpu")
     return parser

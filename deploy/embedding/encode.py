@@ -1,43 +1,44 @@
-"""Items -> features, in batches."""
+"""Decoded items -> rows of features, in batches; of all items only the keys are held."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from data_pipelines.errors import DataError
-from deploy.embedding.inputs import Decoder
-from deploy.embedding.items import Item
+from deploy.embedding.inputs import Decoded
+from deploy.embedding.rows import Rows
 from model.config import PADDING_ID
 from model.data2vec import Data2Vec
 
 _BATCHES_AHEAD = 8
 """Decoded before the next batch is chosen among them."""
+_MOST_VALUES = 2**26
+"""Elements of decoded items that wait for that at most, 256 MiB of waveforms."""
 
 
 @dataclass
-class Embedded:
-    """Features of those items that could be used, in their order.
+class Counts:
+    """What became of the items.
 
     Attributes:
-        keys: of the items.
-        features: fp32 on the CPU, each (D,), or (T, D) per token without extra ones.
+        num_cut: texts that were longer than the model reads.
         left_out: reason -> number of items.
         examples: reason -> key of the first of them.
     """
 
-    keys: list[str] = field(default_factory=list)
-    features: list[Tensor] = field(default_factory=list)
+    num_cut: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
 
-    def leave_out(self, key: str, reason: str) -> None:
-        """Count an item that is of no use."""
-        self.left_out[reason] += 1
-        self.examples.setdefault(reason, key)
+    def add(self, decoded: Decoded) -> None:
+        """Count some more."""
+        self.num_cut += decoded.num_cut
+        for key, reason in decoded.left_out:
+            self.left_out[reason] += 1
+            self.examples.setdefault(reason, key)
 
 
 class Embedder:
@@ -71,46 +72,51 @@ class Embedder:
 
 
 def embed(
-    items: Sequence[Item], decode: Decoder, embedder: Embedder, batch_size: int, report: Callable[[int], None]
-) -> Embedded:
-    """Encode everything that can be decoded.
+    chunks: Iterable[Decoded], embedder: Embedder, batch_size: int, rows: Rows, report: Callable[[int], None]
+) -> Counts:
+    """Encode everything that can be decoded, in its order.
 
     Recordings share a batch only with others of the same number of frames: convolutional positions see padding, so
     the last of a recording's frames would change with its neighbours.
 
     Args:
-        items: what to encode.
-        decode: bytes -> tensor.
+        chunks: what to encode.
         embedder: tensors -> features.
         batch_size: most items at once.
+        rows: where features go: fp32, each (D,), or (T, D) per token without extra ones.
         report: called with the number of items that are done.
     """
-    result = Embedded()
-    done: dict[int, Tensor] = {}
-    waiting: list[tuple[int, Tensor]] = []
-    for number, item in enumerate(items):
-        try:
-            waiting.append((number, decode(item)))
-        except DataError as error:
-            result.leave_out(item.key, str(error))
-        if len(waiting) == _BATCHES_AHEAD * batch_size or number + 1 == len(items):
-            for batch in _batches(waiting, batch_size, mixed=embedder.pads):
-                features = embedder([source for _, source in batch])
-                done |= {which: row for (which, _), row in zip(batch, features, strict=True)}
-                report(len(done) + result.left_out.total())
-            waiting = []
-    result.keys = [items[number].key for number in sorted(done)]
-    result.features = [done[number] for number in sorted(done)]
-    return result
+    counts = Counts()
+    keys: list[str] = []
+    waiting: list[Tensor] = []
+
+    def encode_waiting() -> None:
+        done: dict[int, Tensor] = {}
+        for batch in _batches(waiting, batch_size, mixed=embedder.pads):
+            features = embedder([waiting[place] for place in batch])
+            done |= zip(batch, features, strict=True)
+            report(len(rows) + len(done) + counts.left_out.total())
+        rows.add(keys, [done[place] for place in range(len(keys))])
+        keys.clear()
+        waiting.clear()
+
+    for chunk in chunks:
+        counts.add(chunk)
+        keys += chunk.keys
+        waiting += chunk.sources()
+        if len(waiting) >= _BATCHES_AHEAD * batch_size or sum(map(Tensor.numel, waiting)) >= _MOST_VALUES:
+            encode_waiting()
+    encode_waiting()
+    return counts
 
 
-def _batches(waiting: list[tuple[int, Tensor]], size: int, *, mixed: bool) -> list[list[tuple[int, Tensor]]]:
-    """Neighbours in length together; of one length only, unless ``mixed``."""
-    batches: list[list[tuple[int, Tensor]]] = []
-    for pair in sorted(waiting, key=lambda pair: pair[1].shape[-1]):
+def _batches(waiting: list[Tensor], size: int, *, mixed: bool) -> list[list[int]]:
+    """Places of neighbours in length together; of one length only, unless ``mixed``."""
+    batches: list[list[int]] = []
+    for place in sorted(range(len(waiting)), key=lambda place: waiting[place].shape[-1]):
         last = batches[-1] if batches else []
-        if last and len(last) < size and (mixed or last[-1][1].shape == pair[1].shape):
-            last.append(pair)
+        if last and len(last) < size and (mixed or waiting[last[-1]].shape == waiting[place].shape):
+            last.append(place)
         else:
-            batches.append([pair])
+            batches.append([place])
     return batches

@@ -2,9 +2,17 @@
 
 import dataclasses
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy
+import psutil
 import pytest
 import soundfile
 import torch
@@ -17,6 +25,7 @@ from data_pipelines.tokenizers.sentencepiece_model import train_sentencepiece
 from data_pipelines.transforms.audio import load_audio
 from data_pipelines.transforms.image import load_image
 from deploy.cli import main
+from deploy.embedding.files import writing
 from deploy.export.encoder import load_encoder
 from model.config import ModelConfig
 from model.sections import AlibiConfig
@@ -25,6 +34,7 @@ from pretrain.config import RunConfig
 from pretrain.recipes.registry import RECIPES
 from tests.unit.deploy.export.checkpoints import write_checkpoint
 from tests.unit.deploy.export.encoders import audio, image, text
+from tests.unit.deploy.export.fairseq_files import GOLDEN, imagenet, save
 
 MODELS = {
     "image": image(image_size=28, patch_size=7, in_channels=1),
@@ -129,6 +139,109 @@ def test_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert close(found["features"], expected)
 
 
+@pytest.mark.parametrize("modality", MODELS)
+def test_exported_folders(tmp_path: Path, modality: str) -> None:
+    """Give what the run gives that they come from, stored in bf16 too; with the tokenizer that they hold."""
+    run, _ = trained(tmp_path, modality)
+    folder, rows = tmp_path / "hf", {}
+    if modality == "text":
+        corpus = (Path(__file__).parents[3] / "LICENSE").read_text(encoding="utf-8")
+        for name, content in train_sentencepiece([corpus], 400).files.items():
+            (tmp_path / name).write_bytes(content)
+        (tmp_path / "a.txt").write_text("one text")
+        given = [str(tmp_path / "a.txt"), "--tokenizer", str(tmp_path)]
+    elif modality == "image":
+        Image.fromarray(numpy.random.default_rng(0).integers(0, 256, (40, 30), numpy.uint8)).save(tmp_path / "a.png")
+        given = [str(tmp_path / "a.png")]
+    else:
+        soundfile.write(tmp_path / "a.wav", numpy.random.default_rng(0).standard_normal(2000), 16_000)
+        given = [str(tmp_path / "a.wav")]
+    options = [*given[1:], "--source", "teacher"]
+    assert main(["export", "hf", str(run), str(folder), *options]) == 0
+    assert main(["export", "hf", str(run), f"{folder}-bf16", "--dtype", "bf16", *options]) == 0
+    assert main(["embed", str(run), "--out", str(tmp_path / "run.npz"), *given, "--source", "teacher"]) == 0
+    for name in ("hf", "hf-bf16"):
+        out = tmp_path / f"{name}.npz"
+        assert main(["embed", str(tmp_path / name), given[0], "--out", str(out)]) == 0
+        rows[name] = arrays(out)["features"]
+    expected = arrays(tmp_path / "run.npz")["features"]
+    assert numpy.array_equal(rows["hf"], expected)
+    assert 1e-5 < numpy.abs(rows["hf-bf16"] - expected).max() < 0.2
+
+
+def test_heads_of_exported_folders_are_left_out(tmp_path: Path) -> None:
+    save(imagenet(GOLDEN / "image" / "mini"), tmp_path / "imagenet.pt")
+    assert main(["import", "fairseq", str(tmp_path / "imagenet.pt"), str(tmp_path / "run")]) == 0
+    assert main(["export", "hf", str(tmp_path / "run"), str(tmp_path / "hf")]) == 0
+    Image.new("RGB", (30, 40), (9, 200, 50)).save(tmp_path / "a.png")
+    for name in ("run", "hf"):
+        arguments = ["embed", str(tmp_path / name), str(tmp_path / "a.png"), "--out", str(tmp_path / f"{name}.npz")]
+        assert main(arguments) == 0
+    assert numpy.array_equal(arrays(tmp_path / "hf.npz")["features"], arrays(tmp_path / "run.npz")["features"])
+
+
+@pytest.mark.parametrize("per_token", [False, True])
+def test_files_take_rows_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, per_token: bool) -> None:
+    """In many pieces; what other libraries read is what was put in."""
+    monkeypatch.setattr("deploy.embedding.rows._PIECE_BYTES", 100)
+    monkeypatch.setattr("deploy.embedding.files._KEYS_AT_ONCE", 4)
+    generator = torch.Generator().manual_seed(0)
+    keys = [f"{'ü' * (number % 5)}{number}" for number in range(11)]
+    sizes = [(1 + number % 4, 6) if per_token else (6,) for number in range(11)]
+    rows = [torch.randn(size, generator=generator) for size in sizes]
+    for suffix in (".npz", ".safetensors", ".parquet"):
+        with writing(tmp_path / f"a{suffix}", per_token=per_token) as file:
+            for start in range(0, 11, 3):
+                file.add(keys[start : start + 3], rows[start : start + 3])
+    expected = torch.cat([row.view(-1, 6) for row in rows])
+    found = arrays(tmp_path / "a.npz")
+    assert found["keys"].tolist() == keys and numpy.array_equal(found["features"], expected.numpy())
+    lengths = [len(row) for row in rows]
+    assert found["lengths"].tolist() == lengths if per_token else "lengths" not in found
+    with safe_open(tmp_path / "a.safetensors", "pt") as stored:
+        assert json.loads(stored.metadata()["keys"]) == keys
+        assert torch.equal(stored.get_tensor("features"), expected)
+        assert set(stored.keys()) == {"features", *(["lengths"] if per_token else [])}
+        assert not per_token or stored.get_tensor("lengths").tolist() == lengths
+    table = parquet.read_table(tmp_path / "a.parquet")
+    assert table["key"].to_pylist() == keys and parquet.ParquetFile(tmp_path / "a.parquet").num_row_groups > 1
+    for row, stored_row in zip(rows, table["features"].to_pylist(), strict=True):
+        assert numpy.array_equal(numpy.array(stored_row, numpy.float32), row.numpy())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    """While rows are being written; nor do worker processes outlive Ctrl-C."""
+    run, _ = trained(tmp_path, "image")
+    out, photos = tmp_path / "out", tmp_path / "photos"
+    out.mkdir()
+    photos.mkdir()
+    Image.new("L", (30, 30), 99).save(tmp_path / "a.png")
+    for name in range(2000):
+        (photos / f"{name}.png").hardlink_to(tmp_path / "a.png")
+    command = [sys.executable, "-m", "deploy.cli", "embed", str(run), str(photos), "--out", str(out / "a.parquet")]
+    with subprocess.Popen([*command, "--batch-size", "1", "--workers", "2"]) as process:
+        while out not in folders_of_open_files(process.pid):
+            assert process.poll() is None
+            time.sleep(0.01)
+        while len(children := psutil.Process(process.pid).children()) < 2:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(number)
+        assert process.wait(timeout=60) != 0
+    assert list(out.iterdir()) == []
+    if number == signal.SIGINT:  # killed outright, a parent is missed after seconds only
+        assert not psutil.wait_procs(children, timeout=30)[1]
+
+
+def folders_of_open_files(pid: int) -> set[Path]:
+    folders = set()
+    for handle in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            folders.add(handle.readlink().parent)
+    return folders
+
+
 def test_shards(tmp_path: Path, digit_shards: Path) -> None:
     config = RECIPES["image-tiny"]()
     write_checkpoint(tmp_path / "run", config)
@@ -143,8 +256,21 @@ def test_shards(tmp_path: Path, digit_shards: Path) -> None:
     assert len(set(found["keys"].tolist())) == 256
 
 
-def test_bad_input_gives_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_gives_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, _ = trained(tmp_path, "image")
+    assert main(["export", "hf", str(run), str(tmp_path / "hf")]) == 0
+    for name in ("cut", "other", "lacking", "wider"):
+        shutil.copytree(tmp_path / "hf", tmp_path / name)
+    hf, cut, other, lacking, wider = (str(tmp_path / name) for name in ("hf", "cut", "other", "lacking", "wider"))
+    os.truncate(tmp_path / "cut" / "model.safetensors", 20_000)
+    (tmp_path / "other" / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "lacking" / "preprocessor_config.json").unlink()
+    config = tmp_path / "wider" / "config.json"
+    config.write_text(config.read_text().replace('"hidden_size": 24', '"hidden_size": 48'))
+    capsys.readouterr()
+    monkeypatch.setattr("deploy.embedding.files._MAX_HEADER", 20)
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.png").write_bytes(b"no image")
     before = sorted(tmp_path.rglob("*"))
@@ -157,6 +283,13 @@ def test_bad_input_gives_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[
         ([str(run), str(tmp_path / "nowhere"), "--out", out], "nowhere: does not exist"),
         ([str(tmp_path / "empty"), bad, "--out", out], "no checkpoint here"),
         ([str(run), bad, "--out", out, "--modality", "audio"], "--modality: the checkpoint has no audio, only image"),
+        ([str(run), bad, "--out", str(tmp_path / "out.safetensors")], "a header of safetensors holds 20 bytes of keys"),
+        ([hf, bad, "--out", out, "--source", "teacher"], "hf holds one encoder, chosen by 'd2v export hf --source'"),
+        ([hf, bad, "--out", out, "--modality", "text"], "--modality: the checkpoint has no text, only image"),
+        ([cut, bad, "--out", out], "cut/model.safetensors: cannot be read: "),
+        ([other, bad, "--out", out], "other/config.json: not of 'd2v export hf'"),
+        ([lacking, bad, "--out", out], "lacking/preprocessor_config.json: cannot be read: No such file"),
+        ([wider, bad, "--out", out], "wider/model.safetensors: cannot be read: "),
         ([str(run), bad, "--out", out, "--device", "nothing"], "--device: nothing cannot be used"),
     ):
         assert main(["embed", *arguments]) == 2
