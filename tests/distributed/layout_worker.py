@@ -7,6 +7,7 @@ compared with, and writes what the test compares as JSON (rank 0).
 import json
 import os
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
+import data_pipelines.reader
+from data_pipelines.shards.index import ShardIndex, read_index
 from model import ema
 from pretrain.build import build_trainer
 from pretrain.checkpoint.store import locate
@@ -161,9 +164,21 @@ def forget_groups() -> None:
     deepspeed.utils.groups.mpu = None
 
 
+def counted_reads() -> Counter[Path]:
+    """From now on how often the index of each shard is read."""
+    reads: Counter[Path] = Counter()
+
+    def read(shard: Path) -> ShardIndex:
+        reads[shard] += 1
+        return read_index(shard)
+
+    data_pipelines.reader.read_index = read  # type: ignore[attr-defined]
+    return reads
+
+
 def run_case(case: Case, shards: str, run_dir: Path, processes: Processes) -> dict[str, Any]:
     """Train through the case's layouts; the last one's figures."""
-    result, exact = {}, True
+    result, exact, reads = {}, True, counted_reads()
     for number, (stage, tp_size) in enumerate(case.layouts):
         run, stop = case.config(shards, stage, tp_size), StopRequest()
         user = {"zero_optimization": SMALL_PIECES} if stage == 3 else None
@@ -174,7 +189,7 @@ def run_case(case: Case, shards: str, run_dir: Path, processes: Processes) -> di
         }
         trainer.close()
         forget_groups()
-    return result
+    return result | {"index_reads": max(reads.values())}
 
 
 def main() -> None:

@@ -116,6 +116,12 @@ def test_a_checkpoint_of_stage_3_is_restored_exactly_at_any_layout(runs: Path, c
     assert all(result["restored_exactly"] for result in results)
 
 
+def test_a_start_reads_an_index_once(runs: Path) -> None:
+    """It takes seconds per million samples; this run starts twice."""
+    (result,) = json.loads((run_of(runs, "3,3:fp32", 1) / "result.json").read_text())
+    assert result["index_reads"] == 2
+
+
 def test_going_on_at_stage_3_is_the_unbroken_run_to_the_bit(runs: Path) -> None:
     unbroken, resumed = run_of(runs, "3:fp32", 1), run_of(runs, "3,3:fp32", 1)
     assert [record["loss"] for record in train_records(resumed)] == [
