@@ -23,6 +23,21 @@ OWNED = (
     "scheduler",
 )
 """Keys that the run's configuration decides: a user's JSON may only say "auto" or the same value."""
+_SECTIONS = {name.rpartition(".")[0] for name in OWNED} - {""}
+_SWITCHES = ("zero_optimization.overlap_comm",)
+_AMOUNTS = {
+    "zero_optimization.stage": 0,
+    "zero_optimization.reduce_bucket_size": 1,
+    "zero_optimization.allgather_bucket_size": 0,
+    "zero_optimization.sub_group_size": 0,
+    "zero_optimization.stage3_prefetch_bucket_size": 0,
+    "zero_optimization.stage3_param_persistence_threshold": 0,
+    "zero_optimization.stage3_max_live_parameters": 0,
+    "zero_optimization.stage3_max_reuse_distance": 0,
+    "train_batch_size": 1,
+    "train_micro_batch_size_per_gpu": 1,
+}
+"""Whole numbers, and the least that DeepSpeed (0.19.8) takes."""
 
 
 def deepspeed_config(
@@ -41,7 +56,7 @@ def deepspeed_config(
 
     Raises:
         RunError: if the user's JSON contradicts a key that the configuration owns, naming both values; if no engine
-            can do what the sections say together.
+            can do what the sections and the JSON say together.
     """
     if (
         precision.dtype == "bf16"
@@ -75,7 +90,13 @@ def deepspeed_config(
     }
     if bf16_weights:
         generated["data_types"] = {"grad_accum_dtype": "fp32"}
-    return _overlay(generated, user or {}, "")
+    merged = _overlay(generated, user or {}, "")
+    if merged["zero_optimization"].get("overlap_comm") and parallel.zero_stage < 2:
+        raise RunError(
+            f"--deepspeed: zero_optimization.overlap_comm is true, but stage {parallel.zero_stage} reduces gradients "
+            "at the step, where nothing is left to overlap; set it to false, or parallel.zero_stage to 2 or 3"
+        )
+    return merged
 
 
 def _zero(parallel: ParallelSection) -> dict[str, Any]:
@@ -89,10 +110,11 @@ def _zero(parallel: ParallelSection) -> dict[str, Any]:
 
 
 def read_user_json(path: Path) -> dict[str, Any]:
-    """A user's DeepSpeed JSON.
+    """What a user's DeepSpeed JSON says: without ``"auto"`` and null, which leave the default.
 
     Raises:
-        RunError: if it is missing, not JSON or not an object, or one of its sections is not.
+        RunError: if it is missing, not JSON or not an object; if a key that decides memory, traffic or the layout is
+            not of the kind that DeepSpeed takes.
     """
     try:
         loaded = json.loads(path.read_text(encoding="utf-8"))
@@ -102,13 +124,41 @@ def read_user_json(path: Path) -> dict[str, Any]:
         raise RunError(f"--deepspeed {path}: not valid JSON: {error}") from error
     if not isinstance(loaded, dict):
         raise RunError(f"--deepspeed {path}: expected a JSON object at the top")
-    for name in OWNED:
-        section = loaded
-        for part in name.split(".")[:-1]:
-            section = section.get(part, {})
-            if not isinstance(section, dict):
-                raise RunError(f"--deepspeed {path}: {part} is {json.dumps(section)}, expected a JSON object")
-    return loaded
+    try:
+        return _said(loaded, "")
+    except ValueError as error:
+        raise RunError(f"--deepspeed {path}: {error}") from None
+
+
+def _said(section: dict[str, Any], path: str) -> dict[str, Any]:
+    """Keys that have a value, checked.
+
+    Raises:
+        ValueError: naming the first wrong one.
+    """
+    said = {}
+    for key, value in section.items():
+        name = path + key
+        if value is None or value == "auto":
+            continue
+        if isinstance(value, dict):
+            value = _said(value, f"{name}.")
+        elif name in _SECTIONS:
+            raise ValueError(f"{name} is {json.dumps(value)}, expected a JSON object")
+        if name in _SWITCHES and not isinstance(value, bool):
+            raise ValueError(f"{name} is {json.dumps(value)}, expected true or false")
+        if name in _AMOUNTS:
+            value = _amount(name, value)
+        said[key] = value
+    return said
+
+
+def _amount(name: str, value: Any) -> int:
+    """A whole number, which JSON may have as 5e8."""
+    is_whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if isinstance(value, bool) or not is_whole or value < _AMOUNTS[name]:
+        raise ValueError(f"{name} is {json.dumps(value)}, expected a whole number from {_AMOUNTS[name]}")
+    return int(value)
 
 
 def _overlay(ours: dict[str, Any], user: dict[str, Any], path: str) -> dict[str, Any]:
@@ -119,7 +169,7 @@ def _overlay(ours: dict[str, Any], user: dict[str, Any], path: str) -> dict[str,
             merged[key] = _overlay(ours.get(key, {}), value, f"{name}.")
         elif name not in OWNED:
             merged[key] = value
-        elif value != "auto" and value != ours.get(key):
+        elif value != ours.get(key):
             raise RunError(
                 f"--deepspeed: {name} is {json.dumps(value)} but the run's configuration gives "
                 f'{json.dumps(ours.get(key))}; change the configuration or say "auto"'

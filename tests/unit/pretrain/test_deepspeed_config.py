@@ -68,7 +68,7 @@ def test_the_teacher_is_gathered_at_stage_3_unless_told(stage: int, teacher: str
 
 
 def test_user_json_tunes_what_the_config_does_not_own() -> None:
-    user = {"zero_optimization": {"stage": "auto", "reduce_bucket_size": 1000}, "train_batch_size": 16}
+    user = {"zero_optimization": {"reduce_bucket_size": 1000}, "train_batch_size": 16}
     config = generate(2, "fp32", user)
     assert config["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 1000}
 
@@ -90,6 +90,51 @@ def test_contradictions_name_both_values(user: dict, words: list[str]) -> None:
         generate(1, "bf16", user)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_auto_and_null_leave_the_default(tmp_path: Path) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text(
+        '{"optimizer": null, "bf16": {"enabled": "auto"}, "zero_optimization": {"reduce_bucket_size": 5e8, '
+        '"offload_optimizer": null, "stage": "auto", "sub_group_size": "auto", "overlap_comm": null}}'
+    )
+    user = read_user_json(path)
+    assert user == {"bf16": {}, "zero_optimization": {"reduce_bucket_size": 500_000_000}}
+    assert generate(2, "bf16", user, "optimizer")["zero_optimization"] == {
+        "stage": 2,
+        "offload_optimizer": {"device": "cpu"},
+        "reduce_bucket_size": 500_000_000,
+    }
+    path.write_text('{"zero_optimization": null}')
+    assert read_user_json(path) == {}
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ('{"reduce_bucket_size": "x"}', 'reduce_bucket_size is "x", expected a whole number from 1'),
+        ('{"reduce_bucket_size": 0}', "reduce_bucket_size is 0, expected a whole number from 1"),
+        ('{"sub_group_size": 1.5}', "sub_group_size is 1.5, expected a whole number from 0"),
+        ('{"stage3_max_live_parameters": true}', "stage3_max_live_parameters is true, expected a whole number"),
+        ('{"overlap_comm": 1}', "overlap_comm is 1, expected true or false"),
+        ('{"offload_optimizer": false}', "offload_optimizer is false, expected a JSON object"),
+    ],
+)
+def test_a_wrong_value_names_key_and_file(tmp_path: Path, section: str, said: str) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text(f'{{"zero_optimization": {section}}}')
+    with pytest.raises(RunError) as caught:
+        read_user_json(path)
+    assert str(caught.value).startswith(f"--deepspeed {path}: zero_optimization.{said}")
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_overlapping_is_refused_where_deepspeed_refuses_it(stage: int) -> None:
+    user = {"zero_optimization": {"overlap_comm": True}}
+    with pytest.raises(RunError, match=rf"overlap_comm is true, but stage {stage} .*zero_stage to 2 or 3"):
+        generate(stage, "bf16", user)
+    assert generate(2, "bf16", user)["zero_optimization"]["overlap_comm"] is True
+    assert generate(stage, "bf16", {"zero_optimization": {"overlap_comm": False}})
 
 
 def test_unreadable_user_json(tmp_path: Path) -> None:
