@@ -8,9 +8,9 @@ from pathlib import Path
 
 from deploy.arguments import positive_float, positive_int
 from deploy.plan.command import flags, pinned_json, read_config, read_pinned, write
-from deploy.plan.engine import Engine
 from deploy.plan.hardware import Cluster, read_cluster, read_devices
-from deploy.plan.search import Plan, Problem, search
+from deploy.plan.problem import Problem
+from deploy.plan.search import Plan, search
 from deploy.plan.table import describe
 from deploy.tuning import calibrate, results
 from deploy.tuning.candidates import best
@@ -18,7 +18,7 @@ from deploy.tuning.halving import successive_halving
 from deploy.tuning.trial import Measurement, measure
 from pretrain.errors import RunError
 from pretrain.parallel.deepspeed_config import read_user_json
-from pretrain.recipes.registry import RECIPES
+from pretrain.recipes.registry import RECIPES, recipe
 
 _DESCRIPTION = """\
 Run the planner's best layouts of a recipe for a few real steps on this machine, the better half for twice as many, and
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     user = read_user_json(options.deepspeed) if options.deepspeed else {}
     cluster = _cluster(options)
     config, pinned = pinned_json(read_config(options, overrides), read_pinned(overrides), user)
-    problem = Problem(config, cluster, Engine.of(user), pinned)
+    problem = Problem(config, cluster, recipe(options.recipe), user, pinned)
     from pretrain.preflight import check_data  # numpy, which help shall not wait for
 
     check_data(config)  # raises here rather than in every trial

@@ -8,7 +8,8 @@ from pathlib import Path
 from deploy.plan.advice import advise
 from deploy.plan.command import parser, read_problem
 from deploy.plan.hardware import DEVICES, read_cluster
-from deploy.plan.search import Plan, Problem
+from deploy.plan.problem import Problem
+from deploy.plan.search import Plan
 from deploy.plan.table import as_text, describe, figures
 from pretrain.config import with_overrides
 from pretrain.recipes.layouts import LAYOUTS
@@ -35,7 +36,7 @@ def scaling(name: str, per_device: int | None) -> str:
         config = recipe(name)
         if per_device is not None:
             config = with_overrides(config, [f"--training.global-batch-size={per_device * size}"])
-        best = advise(Problem(config, read_cluster(f"{size // 8}x8xH100", DEVICES))).shown[0]
+        best = advise(Problem(config, read_cluster(f"{size // 8}x8xH100", DEVICES), recipe(name))).shown[0]
         lines.append(_row(size, best))
     return "\n".join(lines)
 

@@ -4,9 +4,9 @@ import dataclasses
 from collections import Counter
 from dataclasses import dataclass
 
-from deploy.plan.search import Plan, Problem, Refusal, Search, plan_of, search
+from deploy.plan.problem import Problem, Refusal
+from deploy.plan.search import Plan, Search, plan_of, search
 from pretrain.recipes.layouts import Layout
-from pretrain.recipes.registry import RECIPES
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,7 @@ def _own(problem: Problem, layout: Layout | None) -> Plan | None:
     if layout is None or str(problem.cluster) != layout.cluster or problem.pinned:
         return None
     config = problem.config
-    recipe = RECIPES[config.name]() if config.name in RECIPES else None
-    if recipe is None or recipe.training.global_batch_size != config.training.global_batch_size:
+    if problem.recipe.training.global_batch_size != config.training.global_batch_size:
         return None
     training = dataclasses.replace(config.training, microbatch_size=layout.microbatch_size)
     return plan_of(
@@ -67,9 +66,8 @@ def _warnings(problem: Problem, found: Search) -> list[str]:
     """Where the recipe cannot be kept."""
     config, size = problem.config, problem.cluster.size
     said = []
-    recipe = RECIPES[config.name]()
     for name in config.model.modalities:
-        batch, before = config.units_per_step(name), recipe.units_per_step(name)
+        batch, before = config.units_per_step(name), problem.recipe.units_per_step(name)
         if batch != before:
             said.append(
                 f"the recipe's batch is {before:,} {name} units, not {batch:,}: its learning rate "
@@ -95,6 +93,8 @@ def _reasons(refusals: list[Refusal]) -> list[tuple[str, int]]:
     counts: Counter[str] = Counter()
     for refusal in refusals:
         field = refusal.reason.partition(":")[0]
+        if field == "--deepspeed":
+            field = refusal.reason.partition(" is ")[0]
         if field == "parallel.zero_stage":
             field = refusal.reason.partition(" does not")[0]
         examples.setdefault(field, refusal.reason)

@@ -9,15 +9,16 @@ from typing import Any
 from data_pipelines.atomic import replacing
 from deploy.arguments import positive_int
 from deploy.plan.advice import advise
-from deploy.plan.engine import Engine
 from deploy.plan.hardware import DEVICES, read_cluster, read_devices
-from deploy.plan.search import Plan, Problem
+from deploy.plan.problem import Problem
+from deploy.plan.search import Plan
 from deploy.plan.table import as_json, as_text
 from pretrain.config import RunConfig, from_yaml, with_overrides
 from pretrain.errors import RunError
-from pretrain.parallel.deepspeed_config import deepspeed_config, read_user_json
+from pretrain.parallel.deepspeed_config import read_user_json
 from pretrain.recipes.layouts import LAYOUTS
 from pretrain.recipes.registry import RECIPES, recipe
+from pretrain.request import lay_out
 
 _DESCRIPTION = """\
 Find the layouts (tensor, pipeline, data parallel, ZeRO stage, microbatch) that fit a cluster, with the memory and the
@@ -66,7 +67,7 @@ def read_problem(options: argparse.Namespace, overrides: list[str], user: dict[s
     if options.cluster is None and layout is None:
         raise RunError("--cluster: which machines? e.g. 4x8xH200 (4 machines, 8 devices each), 8xA100-80 or 2xcpu")
     cluster = read_cluster(options.cluster or layout.cluster, read_devices(options.hardware))  # type: ignore[union-attr]
-    return Problem(config, cluster, Engine.of(user), pinned)
+    return Problem(config, cluster, recipe(options.recipe), user, pinned)
 
 
 def read_config(options: argparse.Namespace, overrides: list[str]) -> RunConfig:
@@ -96,7 +97,7 @@ def pinned_json(config: RunConfig, pinned: frozenset[str], user: dict[str, Any])
     """What a user's DeepSpeed JSON decides of the layout, unless an argument does: its stage, and its offloading."""
     section = user.get("zero_optimization", {})
     found = {}
-    if isinstance(section.get("stage"), int):
+    if "stage" in section:
         found["zero_stage"] = section["stage"]
     if section.get("offload_optimizer", {}).get("device") == "cpu":
         found["offload"] = "optimizer"
@@ -118,26 +119,9 @@ def flags(plan: Plan) -> list[str]:
     return made
 
 
-def deepspeed_json(plan: Plan, user: dict[str, Any]) -> dict[str, Any]:
-    """What DeepSpeed gets in this layout, a user's JSON laid over it.
-
-    Raises:
-        RunError: if they disagree on what the configuration owns.
-    """
-    return deepspeed_of(plan.config, plan.grid.dp_size, user)
-
-
-def deepspeed_of(config: RunConfig, dp_size: int, user: dict[str, Any]) -> dict[str, Any]:
-    """The same of a configuration."""
-    size = sum(config.microbatches(name, dp_size)[0] for name in config.model.modalities)
-    return deepspeed_config(
-        config.optim, config.precision, config.parallel, microbatch_size=size, dp_size=dp_size, user=user
-    )
-
-
 def write(out: Path, plan: Plan, user: dict[str, Any]) -> None:
     """Write ``deepspeed.json`` and ``flags.txt``, one argument per line."""
-    settings = deepspeed_json(plan, user)
+    _, settings = lay_out(plan.config, plan.grid.world_size, user)
     out.mkdir(parents=True, exist_ok=True)
     for name, text in (("deepspeed.json", json.dumps(settings, indent=2)), ("flags.txt", "\n".join(flags(plan)))):
         with replacing(out / name) as stream:

@@ -36,10 +36,10 @@ class Engine:
 
     @classmethod
     def of(cls, deepspeed: Mapping[str, Any]) -> "Engine":
-        """What a DeepSpeed JSON says, as ``deepspeed_config`` gives it."""
+        """What a DeepSpeed JSON says, as ``read_user_json`` gives it."""
         section = deepspeed.get("zero_optimization", {})
         known = cls.__dataclass_fields__
-        return cls(**{name: int(value) for name, value in section.items() if name in known})
+        return cls(**{name: value for name, value in section.items() if name in known})
 
     def keeps_whole(self, parameter: Parameter) -> bool:
         """Whether stage 3 leaves a parameter whole."""

@@ -1,14 +1,15 @@
 """What the network itself sends: sums of tensor parallelism, rows that its ranks share, hidden states. No torch."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from functools import partial
 
 from deploy.plan.collective import Collective, Kind, When
 from deploy.plan.engine import SIZES, Dtype
-from deploy.plan.rank import Rank
+from deploy.plan.rank import Rank, used_by
 from deploy.plan.shapes import Microbatch
-from model.config import AudioConfig, TextConfig
+from model.config import AudioConfig, ModelConfig, TextConfig
 from model.inventory import Parameter
 
 
@@ -88,11 +89,18 @@ def _of_ends(rank: Rank, one: Microbatch, say: _Tensor) -> Iterator[Collective]:
         yield say("rows that enter the blocks", "forward", int(joins), student, kind="all_gather")
     if rank.is_last:
         yield say("gradients of rows that left the blocks", "backward", int(joins), student, kind="all_gather")
-    served = [parameter for parameter in rank.used(one.modality) if _serves_rows(parameter, side)]
-    modules = {parameter.name.rpartition(".")[0] for parameter in served}
-    numel = sum(parameter.numel for parameter in served)
+    numel, num_modules = _serving_rows(rank.config.model, rank.numbers, rank.grid.tp_size, one.modality)
     whole = say("gradients of frontends and decoders", "backward", 1, numel, dtype=rank.weight_dtype)
-    yield dataclasses.replace(whole, count=one.number * len(modules))
+    yield dataclasses.replace(whole, count=one.number * num_modules)
+
+
+@functools.cache  # of the same stage for every microbatch size and option
+def _serving_rows(model: ModelConfig, numbers: range, tp_size: int, modality: str) -> tuple[int, int]:
+    """Elements of what is whole on every rank and used for its rows only, and in how many modules they are."""
+    side = model.modalities[modality]
+    served = [parameter for parameter in used_by(model, numbers, tp_size, modality) if _serves_rows(parameter, side)]
+    modules = {parameter.name.rpartition(".")[0] for parameter in served}
+    return sum(parameter.numel for parameter in served), len(modules)
 
 
 def _serves_rows(parameter: Parameter, side: object) -> bool:

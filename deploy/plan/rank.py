@@ -122,7 +122,7 @@ class Rank:
 
     def used(self, modality: str) -> Group:
         """Parameters that a microbatch of one modality has gradients of."""
-        return _used(self.config.model, self.numbers, self.grid.tp_size, modality)
+        return used_by(self.config.model, self.numbers, self.grid.tp_size, modality)
 
 
 @cache
@@ -135,7 +135,8 @@ def _groups(model: ModelConfig, numbers: range, tp_size: int) -> list[Group]:
 
 
 @cache
-def _used(model: ModelConfig, numbers: range, tp_size: int, modality: str) -> Group:
+def used_by(model: ModelConfig, numbers: range, tp_size: int, modality: str) -> Group:
+    """Parameters of a stage that a microbatch of one modality has gradients of."""
     others = set(model.modalities) - {modality}
     everything = (one for group in _groups(model, numbers, tp_size) for one in group if one != FILLER)
     return Group(one for one in everything if not _is_of(one.name, others))

@@ -1,9 +1,8 @@
 """All layouts of a recipe on a cluster: which are legal, what each takes, which is best. No torch."""
 
 import dataclasses
-import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -12,19 +11,18 @@ from deploy.plan.engine import Engine
 from deploy.plan.hardware import Cluster
 from deploy.plan.kept import Network, Parts, parts
 from deploy.plan.memory import StateBytes, host_bytes, state_bytes
+from deploy.plan.problem import Problem, Refusal, Refusals
 from deploy.plan.shapes import Microbatch, microbatches
 from deploy.plan.throughput import StepSeconds, step_seconds
 from model.accounting import train_flops_per_sample
 from pretrain.config import RunConfig
 from pretrain.errors import RunError
-from pretrain.parallel.deepspeed_config import deepspeed_config
 from pretrain.parallel.grid import Grid, make_grid
+from pretrain.request import lay_out
 from pretrain.sections import ParallelSection
-from pretrain.work import check_rows, stages_of_run
+from pretrain.work import stages_of_run
 
 ZERO_STAGES: tuple[Literal[0, 1, 2, 3], ...] = (0, 1, 2, 3)
-DEGREES = ("tp_size", "pp_size", "zero_stage")
-SAVINGS = ("teacher", "offload", "recompute", "sequence_parallel")
 Each = list[tuple[Microbatch, Parts]]
 """Every modality's microbatch, and what it takes."""
 State = tuple[StateBytes, StateBytes]
@@ -39,18 +37,26 @@ class Plan:
     """The recipe with this layout and microbatch."""
     grid: Grid
     cluster: Cluster
+    engine: Engine
     states: list[State]
     """By stage."""
     activations: list[ActivationBytes]
     """By stage."""
-    seconds: StepSeconds
+    each: Each
+    """Of every modality."""
+
+    @cached_property
+    def seconds(self) -> StepSeconds:
+        """Of a step; layouts that do not fit are not asked for it."""
+        stages = stages_of_run(self.config, pp_size=self.grid.pp_size)
+        return step_seconds(self.config, self.grid, self.cluster, self.engine, stages, self.states, self.each)
 
     @cached_property
     def fullest(self) -> int:
         """The stage whose ranks hold most."""
         return max(range(self.grid.pp_size), key=self._bytes_of)
 
-    @property
+    @cached_property
     def memory_bytes(self) -> int:
         """Most that a rank holds on its device."""
         return self._bytes_of(self.fullest)
@@ -88,16 +94,6 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Refusal:
-    """A layout that is not legal."""
-
-    section: ParallelSection
-    reason: str
-    microbatch_size: int | None = None
-    """Given where it matters."""
-
-
-@dataclass(frozen=True)
 class Search:
     """What a search found."""
 
@@ -108,35 +104,16 @@ class Search:
     refusals: list[Refusal]
 
 
-@dataclass(frozen=True)
-class Problem:
-    """What is looked for."""
-
-    config: RunConfig
-    """The recipe; its own layout does not matter but for ``pinned``."""
-    cluster: Cluster
-    """Where it shall run."""
-    engine: Engine = field(default_factory=Engine)
-    """DeepSpeed's settings."""
-    pinned: frozenset[str] = frozenset()
-    """Fields of ``config.parallel`` that every layout has to keep."""
-
-    def allows(self, section: ParallelSection, fields: Sequence[str]) -> bool:
-        """Whether a layout keeps those of ``fields`` that are pinned."""
-        kept = self.pinned.intersection(fields)
-        return all(getattr(section, name) == getattr(self.config.parallel, name) for name in kept)
-
-
 def search(problem: Problem) -> Search:
     """Every layout.
 
     Tensor-parallel sizes end at the devices of one machine: beyond, each of four sums per block waits for the network.
     """
-    refusals: list[Refusal] = []
+    refusals = Refusals()
     plans = [plan for section in _sections(problem, refusals) for plan in _plans(problem, section, refusals)]
     fitting = sorted((plan for plan in plans if plan.spare_bytes >= 0), key=_preference)
     too_large = sorted((plan for plan in plans if plan.spare_bytes < 0), key=lambda plan: plan.memory_bytes)
-    return Search(fitting, too_large, refusals)
+    return Search(fitting, too_large, refusals.all())
 
 
 def plan_of(problem: Problem) -> Plan:
@@ -146,8 +123,7 @@ def plan_of(problem: Problem) -> Plan:
         RunError: if it is not legal.
     """
     config, cluster = problem.config, problem.cluster
-    grid = make_grid(config.parallel, config.model, cluster.size)
-    check_rows(config, grid)
+    grid, _ = lay_out(config, cluster.size, problem.user)
     return _plan(problem, config, grid, _states(problem, config, grid), _each(config, grid, cluster))
 
 
@@ -159,81 +135,97 @@ def _preference(plan: Plan) -> tuple[float, ...]:
     return (float(f"{plan.seconds.total:.3e}"), *map(float, simplicity), -plan.spare_bytes)
 
 
-def _sections(problem: Problem, refusals: list[Refusal]) -> Iterator[ParallelSection]:
-    """Legal degrees and stages, without what saves memory."""
-    config, cluster = problem.config, problem.cluster
-    sizes = itertools.product(range(1, cluster.per_node + 1), range(1, config.model.encoder.depth + 1))
-    for tp_size, pp_size in sizes:
-        if tp_size * pp_size > cluster.size:
-            continue
-        plain = dataclasses.replace(
-            config.parallel,
-            tp_size=tp_size,
-            pp_size=pp_size,
-            sequence_parallel=False,
-            teacher="resident",
-            offload="none",
-            recompute=False,
-        )
+def _degrees(problem: Problem, refusals: Refusals) -> Iterator[tuple[int, int]]:
+    """Legal sizes; a size that is not is refused once, whatever goes with it."""
+    config, world_size = problem.config, problem.cluster.size
+    of_tensors: Iterable[int] = range(1, problem.cluster.per_node + 1)
+    of_stages: Iterable[int] = range(1, config.model.encoder.depth + 1)
+    if "tp_size" in problem.pinned:
+        of_tensors = [config.parallel.tp_size]
+    if "pp_size" in problem.pinned:
+        of_stages = [config.parallel.pp_size]
+
+    def is_legal(tp_size: int, pp_size: int) -> bool:
+        section = ParallelSection(tp_size=tp_size, pp_size=pp_size)
+        try:
+            make_grid(section, config.model, world_size)
+        except RunError as error:
+            refusals.add(section, error)
+            return False
+        return True
+
+    for tp_size in of_tensors:
+        if is_legal(tp_size, 1):
+            fitting = [size for size in of_stages if tp_size * size <= world_size or "pp_size" in problem.pinned]
+            yield from ((tp_size, size) for size in fitting if size == 1 or is_legal(tp_size, size))
+
+
+def _sections(problem: Problem, refusals: Refusals) -> Iterator[ParallelSection]:
+    """Legal degrees and stages, of what saves memory only what is pinned."""
+    config = problem.config
+    plain = {"sequence_parallel": False, "teacher": "resident", "offload": "none", "recompute": False}
+    options: dict[str, Any] = {name: value for name, value in plain.items() if name not in problem.pinned}
+    for tp_size, pp_size in _degrees(problem, refusals):
         for zero_stage in ZERO_STAGES:
-            try:
-                section = dataclasses.replace(plain, zero_stage=zero_stage)
-            except RunError as error:  # of another option that the configuration sets
-                refusals.append(Refusal(plain, str(error)))
+            if "zero_stage" in problem.pinned and zero_stage != config.parallel.zero_stage:
                 continue
-            if not problem.allows(section, DEGREES):
-                continue
+            degrees: dict[str, Any] = {"tp_size": tp_size, "pp_size": pp_size, "zero_stage": zero_stage}
             try:
-                make_grid(section, config.model, cluster.size)
+                section = dataclasses.replace(config.parallel, **(degrees | options))
+                make_grid(section, config.model, problem.cluster.size)
             except RunError as error:
-                refusals.append(Refusal(section, str(error)))
+                refusals.add(ParallelSection(**degrees), error)
             else:
                 yield section
 
 
-def _plans(problem: Problem, section: ParallelSection, refusals: list[Refusal]) -> Iterator[Plan]:
-    """Every microbatch size of a layout; what trades time for memory where it does not fit without."""
+def _plans(problem: Problem, section: ParallelSection, refusals: Refusals) -> Iterator[Plan]:
+    """Every microbatch size of a layout, until one does not fit; what trades time for memory where it does not fit
+    without.
+    """
     config = problem.config
     grid = make_grid(section, config.model, problem.cluster.size)
     try:
-        sizes = _microbatch_sizes(dataclasses.replace(config, parallel=section), grid)
+        sizes = _microbatch_sizes(problem, grid)
     except RunError as error:
-        refusals.append(Refusal(section, str(error)))
+        refusals.add(section, error)
         return
     states: dict[ParallelSection, list[State]] = {}
     for size in sizes:
         known: dict[bool, Each] = {}
+        tried = 0
         for options in _savings(problem, section, refusals):
             runs = [_with(config, one, size) for one in options]
-            plans = [_of(problem, run, grid, states, known) for run in runs if _splits(run, grid, refusals)]
+            plans = [_of(problem, run, grid, states, known) for run in runs if _is_legal(problem, run, refusals)]
+            tried += len(plans)
             yield from plans
             if any(plan.spare_bytes >= 0 for plan in plans):
                 break
+        else:
+            if tried:  # no larger one will fit
+                return
 
 
-def _savings(problem: Problem, section: ParallelSection, refusals: list[Refusal]) -> Iterator[list[ParallelSection]]:
+def _savings(problem: Problem, section: ParallelSection, refusals: Refusals) -> Iterator[list[ParallelSection]]:
     """The layout as it is, where the model is cut by tensors with split rows too, which costs hardly anything; then
     with recomputation or a gathered teacher; then with the optimizer on the host.
     """
 
-    def having(sections: list[ParallelSection], **fields: Any) -> list[ParallelSection]:
-        """Those that may have an option, with it."""
+    def having(sections: list[ParallelSection], name: str, value: Any) -> list[ParallelSection]:
+        """Those that may have an option, with it; none if the option is pinned, which they have then."""
         changed = []
-        for one in sections:
+        for one in sections if name not in problem.pinned else ():
             try:
-                changed.append(dataclasses.replace(one, **fields))
+                changed.append(dataclasses.replace(one, **{name: value}))
             except RunError as error:
-                refusals.append(Refusal(one, str(error)))
+                refusals.add(one, error)
         return changed
 
-    plain = [section, *(having([section], sequence_parallel=True) if section.tp_size > 1 else [])]
-    saving = having(plain, recompute=True)
-    saving += having([*plain, *saving], teacher="gathered")
-    away = having([*plain, *saving], offload="optimizer") if section.zero_stage > 0 else []
-    if problem.pinned.intersection(SAVINGS):
-        yield [one for one in [*plain, *saving, *away] if problem.allows(one, SAVINGS)]
-    else:
-        yield from (plain, saving, away)
+    plain = [section, *(having([section], "sequence_parallel", True) if section.tp_size > 1 else [])]
+    saving = having(plain, "recompute", True)
+    saving += having([*plain, *saving], "teacher", "gathered")
+    away = having([*plain, *saving], "offload", "optimizer") if section.zero_stage > 0 else []
+    yield from (options for options in (plain, saving, away) if options)
 
 
 def _with(config: RunConfig, section: ParallelSection, size: int | None) -> RunConfig:
@@ -241,12 +233,12 @@ def _with(config: RunConfig, section: ParallelSection, size: int | None) -> RunC
     return dataclasses.replace(config, parallel=section, training=training)
 
 
-def _splits(run: RunConfig, grid: Grid, refusals: list[Refusal]) -> bool:
-    """Whether the rows of every microbatch can be split, if they have to be."""
+def _is_legal(problem: Problem, run: RunConfig, refusals: Refusals) -> bool:
+    """Whether ``d2v train`` would start the run with the user's JSON."""
     try:
-        check_rows(run, grid)
+        lay_out(run, problem.cluster.size, problem.user)
     except RunError as error:
-        refusals.append(Refusal(run.parallel, str(error), run.training.microbatch_size))
+        refusals.add(run.parallel, error, run.training.microbatch_size)
         return False
     return True
 
@@ -275,8 +267,7 @@ def _each(config: RunConfig, grid: Grid, cluster: Cluster) -> Each:
 def _plan(problem: Problem, config: RunConfig, grid: Grid, states: list[State], each: Each) -> Plan:
     stages = stages_of_run(config, pp_size=grid.pp_size)
     activations = activations_of(config, grid, each, stages)
-    seconds = step_seconds(config, grid, problem.cluster, problem.engine, stages, states, each)
-    return Plan(config, grid, problem.cluster, states, activations, seconds)
+    return Plan(config, grid, problem.cluster, problem.engine, states, activations, each)
 
 
 def _states(problem: Problem, config: RunConfig, grid: Grid) -> list[State]:
@@ -291,15 +282,22 @@ def _states(problem: Problem, config: RunConfig, grid: Grid) -> list[State]:
     return found
 
 
-def _microbatch_sizes(config: RunConfig, grid: Grid) -> list[int | None]:
-    """What divides a rank's share; a recipe whose modalities have sizes of their own keeps those.
+def _microbatch_sizes(problem: Problem, grid: Grid) -> list[int | None]:
+    """Of what divides a rank's share the nearest below each power of 2, the whole share, and what is asked for:
+    those between differ little. A recipe whose modalities have sizes of their own keeps those.
 
     Raises:
-        RunError: if the batch does not divide, or DeepSpeed cannot do the layout.
+        RunError: if the batch does not divide.
     """
-    deepspeed_config(config.optim, config.precision, config.parallel, microbatch_size=1, dp_size=grid.dp_size)
+    config = problem.config
     free = dataclasses.replace(config, training=dataclasses.replace(config.training, microbatch_size=None))
     shares = [size * number for size, number in (free.microbatches(name, grid.dp_size) for name in config.data.sources)]
     if len(shares) > 1:
         return [config.training.microbatch_size]
-    return [size for size in range(1, shares[0] + 1) if shares[0] % size == 0]
+    share = shares[0]
+    divisors = [size for size in range(1, share + 1) if share % size == 0]
+    powers = [2**exponent for exponent in range(share.bit_length())]
+    asked: set[Any] = {config.training.microbatch_size, problem.user.get("train_micro_batch_size_per_gpu")}
+    return sorted(
+        {share, *asked.intersection(divisors), *(max(size for size in divisors if size <= power) for power in powers)}
+    )

@@ -62,7 +62,7 @@ def figures(plan: Plan) -> dict[str, Any]:
     """One plan, bytes and seconds."""
     section = dataclasses.asdict(plan.config.parallel)
     state, host = plan.states[plan.fullest]
-    collectives = traffic_per_step(plan.config, plan.grid, plan.fullest)
+    collectives = traffic_per_step(plan.config, plan.grid, plan.fullest, plan.engine)
     return {
         "parallel": section | {"dp_size": plan.grid.dp_size},
         "global_batch_size": plan.config.training.global_batch_size,
@@ -132,7 +132,7 @@ def _detail(plan: Plan) -> list[str]:
         "decoder's": held.decoder,
         "teacher's, the loss's or a reduction's": held.peak - held.student - held.decoder,
     }
-    collectives = traffic_per_step(plan.config, plan.grid, plan.fullest)
+    collectives = traffic_per_step(plan.config, plan.grid, plan.fullest, plan.engine)
     sent = {group: wire_bytes(collectives, plan.grid, group) for group in ("dp", "tp", "pp")}
     lines = [
         f"{describe(plan)}:",

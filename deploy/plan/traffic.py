@@ -34,8 +34,8 @@ def traffic_per_step(
     found = [
         *_control(rank),
         *_teacher(rank),
-        *tensor_traffic(rank),
-        *stage_traffic(rank),
+        *(tensor_traffic(rank) if grid.tp_size > 1 else ()),
+        *(stage_traffic(rank) if grid.pp_size > 1 else ()),
         *engine_traffic(rank, engine or Engine()),
     ]
     return tuple(one for one in found if group_size(grid, one.group) > 1 and one.num_bytes > 0)

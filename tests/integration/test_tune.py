@@ -7,11 +7,11 @@ import psutil
 import pytest
 
 from deploy.cli import main
-from deploy.plan.command import deepspeed_of
 from deploy.tuning.trial import Measurement, measure
 from pretrain.config import with_overrides
 from pretrain.parallel.deepspeed_config import read_user_json
 from pretrain.recipes.registry import recipe
+from pretrain.request import lay_out
 
 CANDIDATES, STEPS = 4, 6
 
@@ -44,10 +44,9 @@ def test_every_candidate_is_measured(tuned: Path) -> None:
 def test_the_winner_can_be_started(tuned: Path) -> None:
     """Its flags and its DeepSpeed JSON agree, and the JSON has what the user's had."""
     config = with_overrides(recipe("image-tiny"), (tuned / "flags.txt").read_text().split())
-    settings = read_user_json(tuned / "deepspeed.json")
+    settings = json.loads((tuned / "deepspeed.json").read_text())
     assert settings["zero_optimization"]["reduce_bucket_size"] == 1_000_000
-    dp_size = 2 // (config.parallel.tp_size * config.parallel.pp_size)
-    assert deepspeed_of(config, dp_size, settings) == settings
+    assert lay_out(config, 2, read_user_json(tuned / "deepspeed.json"))[1] == settings
 
 
 def test_files(tuned: Path) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from deploy.plan.hardware import DEVICES, Cluster, read_cluster, read_devices
-from deploy.plan.search import Problem, plan_of
+from deploy.plan.problem import Problem
+from deploy.plan.search import plan_of
 from pretrain.config import with_overrides
 from pretrain.errors import RunError
 from pretrain.recipes.registry import recipe
@@ -78,9 +79,9 @@ def test_a_processor_by_another_name_is_one(tmp_path: Path) -> None:
     path.write_text("epyc: {like: cpu}")
     devices = read_devices(path)
     config = with_overrides(recipe("image-tiny"), ["--model.encoder.attention-dropout=0.1"])
-    mine, ours = (plan_of(Problem(config, read_cluster(f"2x{name}", devices))) for name in ("epyc", "cpu"))
+    mine, ours = (plan_of(Problem(config, read_cluster(f"2x{name}", devices), config)) for name in ("epyc", "cpu"))
     as_gpu = dataclasses.replace(devices["cpu"], is_cpu=False)
-    other = plan_of(Problem(config, Cluster(1, 2, "cpu", as_gpu)))
+    other = plan_of(Problem(config, Cluster(1, 2, "cpu", as_gpu), config))
     assert mine.activations == ours.activations != other.activations
 
 

@@ -11,17 +11,18 @@ import pytest
 from deploy.cli import main
 from pretrain.config import with_overrides
 from pretrain.parallel.deepspeed_config import read_user_json
-from pretrain.parallel.grid import make_grid
 from pretrain.recipes.registry import recipe
+from pretrain.request import lay_out
 from tests.distributed.launch import REPOSITORY
 
 
-def test_answers_in_a_second_without_torch() -> None:
-    """A search of 1,024 devices from a fresh interpreter, in CPU seconds, for the machine may be busy."""
-    program = (
-        "import sys; from deploy.cli import main; main(['plan', 'image-7b', '--cluster=128x8xH100']); "
-        "assert 'torch' not in sys.modules"
-    )
+@pytest.mark.parametrize(("cluster", "batch"), [("128x8xH100", 2048), ("1x8xH100", 8192), ("16x72xB200", 10080)])
+def test_answers_in_a_second_without_torch(cluster: str, batch: int) -> None:
+    """From a fresh interpreter, in CPU seconds, for the machine may be busy: of many devices, of few that much does
+    not fit on, of a batch with many divisors.
+    """
+    arguments = ["plan", "image-7b", f"--cluster={cluster}", f"--global-batch={batch}"]
+    program = f"import sys; from deploy.cli import main; main({arguments}); assert 'torch' not in sys.modules"
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -55,12 +56,10 @@ def test_files_start_the_chosen_layout(tmp_path: Path, capsys: pytest.CaptureFix
     arguments = ["plan", "image-base", "--cluster", "2xcpu", "--deepspeed", str(mine), "--out", str(tmp_path / "out")]
     assert main([*arguments, "--choose", "2"]) == 0
     made = with_overrides(recipe("image-base"), (tmp_path / "out" / "flags.txt").read_text().split())
-    settings = read_user_json(tmp_path / "out" / "deepspeed.json")
+    written = tmp_path / "out" / "deepspeed.json"
+    settings = json.loads(written.read_text())
     assert settings["zero_optimization"]["reduce_bucket_size"] == 1_000_000
-    from deploy.plan.command import deepspeed_of
-
-    dp_size = make_grid(made.parallel, made.model, 2).dp_size
-    assert deepspeed_of(made, dp_size, settings) == settings
+    assert lay_out(made, 2, read_user_json(written))[1] == settings
     assert "d2v train image-base --deepspeed" in capsys.readouterr().out
 
 
@@ -68,8 +67,8 @@ def test_a_user_json_that_contradicts_is_refused(tmp_path: Path, capsys: pytest.
     mine = tmp_path / "mine.json"
     mine.write_text('{"zero_optimization": {"stage": 3}}')
     arguments = ["plan", "image-base", "--cluster", "2xcpu", "--parallel.zero-stage=1", "--deepspeed", str(mine)]
-    assert main([*arguments, "--out", str(tmp_path / "out")]) == 2
-    assert "zero_optimization.stage is 3 but the run's configuration gives 1" in capsys.readouterr().err
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 1
+    assert "zero_optimization.stage is 3 but the run's configuration gives 1" in capsys.readouterr().out
 
 
 def test_what_does_not_fit_says_by_how_much(capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,6 +84,53 @@ def test_batches_that_cannot_be_kept_are_named(capsys: pytest.CaptureFixture[str
     assert main(["plan", "image-huge16", "--cluster", "3x8xH100"]) == 0
     out = capsys.readouterr().out
     assert "128 image units is not divisible by 24 devices" in out and "120 and 144" in out
+
+
+def test_a_run_may_be_called_otherwise(capsys: pytest.CaptureFixture[str]) -> None:
+    """The recipe's layout and batch are those of the recipe that was asked for."""
+    given = ["plan", "image-huge16", "--cluster", "2x8xA100-80", "--name", "image-tiny", "--top", "1"]
+    assert main(given) == 0
+    out = capsys.readouterr().out
+    assert "image-tiny on 2x8xA100-80" in out and "\nown " in out and "the recipe's batch" not in out
+
+
+def test_the_users_json_decides_what_is_legal_and_sent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = tmp_path / "mine.json"
+    given = ["plan", "image-base", "--cluster", "2xcpu", "--json", "--top", "99", "--deepspeed", str(mine)]
+
+    def answer(text: str, *more: str) -> dict:
+        mine.write_text(text)
+        assert main([*given, *more]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    overlapping = answer('{"zero_optimization": {"overlap_comm": true}}')
+    assert {plan["parallel"]["zero_stage"] for plan in overlapping["plans"]} == {2, 3}
+    assert any("overlap_comm is true, but stage" in one["reason"] for one in overlapping["reasons"])
+    sized = answer('{"train_micro_batch_size_per_gpu": 4}')
+    assert {plan["microbatches"]["image"]["size"] for plan in sized["plans"]} == {4}
+    whole, cut = (
+        answer(f'{{"zero_optimization": {{"stage": 3, "stage3_param_persistence_threshold": {least}}}}}')
+        for least in (10**9, 0)
+    )
+    first, second = (one["plans"][0]["bytes_sent"]["dp"] for one in (whole, cut))
+    assert second > 1.2 * first
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--parallel.tp-size=3"], "parallel.tp_size: 3 does not divide the 2 processes; the nearest size that is"),
+        (["--parallel.pp-size=64"], "parallel.pp_size: 64 stages need a block each, but there are"),
+        (["--parallel.offload=optimizer", "--parallel.zero-stage=0"], "parallel.offload: optimizer needs sharded"),
+        (["--parallel.sequence-parallel=true", "--parallel.tp-size=1"], "parallel.sequence_parallel: splits rows"),
+    ],
+)
+def test_pinned_fields_that_are_not_possible_say_why(
+    flags: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", "image-tiny", "--cluster", "2xcpu", *flags]) != 0
+    said = capsys.readouterr()
+    assert reason in said.out + said.err
 
 
 def test_fewer_devices_accumulate(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,16 +7,17 @@ from collections.abc import Callable
 
 import pytest
 
-from deploy.plan.command import deepspeed_json, flags
+from deploy.plan.command import flags
 from deploy.plan.hardware import DEVICES, Cluster, read_cluster
-from deploy.plan.search import Plan, Problem, Search, plan_of, search
+from deploy.plan.problem import Problem
+from deploy.plan.search import Plan, Search, plan_of, search
 from deploy.plan.throughput import Links
 from deploy.plan.traffic import traffic_per_step
 from pretrain.config import with_overrides
 from pretrain.errors import RunError
-from pretrain.parallel.deepspeed_config import deepspeed_config
 from pretrain.parallel.grid import make_grid
 from pretrain.recipes.registry import recipe
+from pretrain.request import lay_out
 from pretrain.work import check_rows
 
 CASES = [
@@ -37,7 +38,7 @@ def problem(name: str, cluster: str, batch: int = 0, *overrides: str) -> Problem
     more = [f"--training.global-batch-size={batch}"] if batch else []
     config = with_overrides(recipe(name), [*overrides, *more])
     pinned = {flag[len("--parallel.") :].partition("=")[0].replace("-", "_") for flag in overrides}
-    return Problem(config, read_cluster(cluster, DEVICES), pinned=frozenset(pinned))
+    return Problem(config, read_cluster(cluster, DEVICES), recipe(name), pinned=frozenset(pinned))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def searches() -> list[Search]:
 
 def test_there_are_thousands(searches: list[Search]) -> None:
     assert sum(len(one.plans) + len(one.too_large) for one in searches) > 2_000
-    assert sum(len(one.refusals) for one in searches) > 2_000
+    assert sum(len(one.refusals) for one in searches) > 500
 
 
 def test_every_plan_is_legal(searches: list[Search]) -> None:
@@ -56,7 +57,7 @@ def test_every_plan_is_legal(searches: list[Search]) -> None:
             config = plan.config
             assert make_grid(config.parallel, config.model, plan.cluster.size) == plan.grid
             check_rows(config, plan.grid)
-            settings = deepspeed_json(plan, {})
+            _, settings = lay_out(config, plan.cluster.size, {})
             assert settings["zero_optimization"]["stage"] == config.parallel.zero_stage
             for name in config.model.modalities:
                 size, number = config.microbatches(name, plan.grid.dp_size)
@@ -79,11 +80,10 @@ def test_every_refusal_is_one(searches: list[Search]) -> None:
             assert refusal.reason.startswith(FIELDS) and len(refusal.reason) > 40
             with pytest.raises(RunError) as caught:
                 grid = make_grid(refusal.section, config.model, size)
-                deepspeed_config(config.optim, config.precision, refusal.section, microbatch_size=1, dp_size=1)
-                for name in config.model.modalities:
+                for name in config.model.modalities if refusal.microbatch_size is None else ():
                     config.microbatches(name, grid.dp_size)
                 training = dataclasses.replace(config.training, microbatch_size=refusal.microbatch_size)
-                check_rows(dataclasses.replace(config, parallel=refusal.section, training=training), grid)
+                lay_out(dataclasses.replace(config, parallel=refusal.section, training=training), size, {})
             assert str(caught.value) == refusal.reason
 
 

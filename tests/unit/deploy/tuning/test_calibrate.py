@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from deploy.plan.hardware import DEVICES, Cluster, read_cluster, read_devices
-from deploy.plan.search import Plan, Problem, search
+from deploy.plan.problem import Problem
+from deploy.plan.search import Plan, search
 from deploy.tuning.calibrate import fit, scaled, write
 from deploy.tuning.candidates import best
 from pretrain.recipes.registry import recipe
@@ -16,7 +17,7 @@ TRUTH = {"arithmetic": 0.5, "memory": 1.0, "links": 1.0, "waits": 0.25}
 
 @pytest.fixture(scope="module")
 def problem() -> Problem:
-    return Problem(recipe("image-tiny"), read_cluster("2xcpu", DEVICES))
+    return Problem(recipe("image-tiny"), read_cluster("2xcpu", DEVICES), recipe("image-tiny"))
 
 
 def on(problem: Problem, factors: dict[str, float]) -> Problem:

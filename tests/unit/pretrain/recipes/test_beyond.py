@@ -7,7 +7,7 @@ import pytest
 
 from deploy.plan.advice import advise
 from deploy.plan.hardware import DEVICES, read_cluster
-from deploy.plan.search import Problem
+from deploy.plan.problem import Problem
 from model.accounting import num_parameters
 from pretrain.parallel.grid import make_grid
 from pretrain.recipes.layouts import LAYOUTS
@@ -59,7 +59,7 @@ def test_the_recipe_itself_starts_on_any_number_of_processes(name: str, num_proc
 def test_layouts_fit_and_are_near_the_best(name: str) -> None:
     """Legal (or ``advise`` raises), with a tenth of the memory to spare, within 15 % of the fastest."""
     cluster = read_cluster(LAYOUTS[name].cluster, DEVICES)
-    advice = advise(Problem(recipe(name), cluster), LAYOUTS[name])
+    advice = advise(Problem(recipe(name), cluster, recipe(name)), LAYOUTS[name])
     assert advice.own is not None
     assert advice.own.spare_bytes > 0.1e9 * cluster.device.memory_gb
     assert advice.own.samples_per_second > 0.85 * advice.shown[0].samples_per_second
