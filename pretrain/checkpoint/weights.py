@@ -1,6 +1,7 @@
 """Reading checkpoints by parameter name, whatever layout wrote them: no GPU, no process group, no DeepSpeed."""
 
 import math
+from collections import OrderedDict
 from pathlib import Path
 from typing import Literal
 
@@ -11,9 +12,15 @@ from torch import Tensor
 from pretrain.checkpoint.manifest import Manifest, Part
 from pretrain.errors import RunError
 
+_MAX_OPEN_FILES = 512
+"""Below the usual limit of 1024 open files per process; a checkpoint has as many files as there were ranks."""
+
 
 class FragmentReader:
-    """Any range of any parameter of one checkpoint, assembled from the files that hold parts of it."""
+    """Any range of any parameter of one checkpoint, assembled from the files that hold parts of it.
+
+    Files are opened when first needed; the one that was not needed for longest is closed when there are too many.
+    """
 
     def __init__(self, checkpoint: Path) -> None:
         """Open ``checkpoint`` (one step-... directory); raises RunError if its manifest is unusable."""
@@ -24,7 +31,7 @@ class FragmentReader:
             for key, (start, stop) in record.ranges.items():
                 part = record.parts.get(_parameter(key))
                 self._holders.setdefault(key, {}).setdefault(part, []).append((start, stop, record.name))
-        self._open: dict[str, safe_open] = {}
+        self._open: OrderedDict[str, safe_open] = OrderedDict()
         self._whole: tuple[str, Tensor] | None = None
 
     def __contains__(self, key: str) -> bool:
@@ -93,12 +100,21 @@ class FragmentReader:
     def _slice(self, name: str, key: str, start: int, stop: int) -> Tensor:
         path = self.checkpoint / name
         try:
-            if name not in self._open:
-                # not mmap, whose pages would count as this process's memory
-                self._open[name] = safe_open(str(path), framework="pt", backend="pread")
-            return self._open[name].get_slice(key)[start:stop]
+            return self._file(name, path).get_slice(key)[start:stop]
+        except OSError as error:
+            raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
         except Exception as error:  # safetensors raises its own SafetensorError, not an OSError or ValueError
             raise RunError(f"{path}: cannot be read ({error}); use an earlier checkpoint") from error
+
+    def _file(self, name: str, path: Path) -> safe_open:
+        if name not in self._open:
+            if len(self._open) == _MAX_OPEN_FILES:
+                self._open.popitem(last=False)  # closes it, for nothing else holds it
+            path.open("rb").close()  # safetensors says of whatever keeps it from opening a file that there is none
+            # not mmap, whose pages would count as this process's memory
+            self._open[name] = safe_open(str(path), framework="pt", backend="pread")
+        self._open.move_to_end(name)
+        return self._open[name]
 
 
 def read_weights(checkpoint: Path, source: Literal["student", "teacher"]) -> dict[str, Tensor]:
