@@ -90,7 +90,6 @@ class Trainer:
         self._stop = stop
         self.state = state
         self._save = save
-        self._saved_step = state.step or None  # a resumed step is on disk already
         self._meter = LossMeter(device)
         self._spread = SpreadMeter()
         self._seen: dict[str, Observation] = {}
@@ -302,9 +301,8 @@ class Trainer:
 
     def _checkpoint(self) -> None:
         self._teacher.ready()  # a run ends with a checkpoint, and no collective may be in flight then
-        if self._saved_step == self.state.step:
+        if self.state.saved_step == self.state.step:
             return
         with self._watch.phase("writing a checkpoint"):
             path = self._save(self.state)
-        self._saved_step = self.state.step
         self._log.event(self.state.step, "checkpoint", str(path))

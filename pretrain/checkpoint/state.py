@@ -27,6 +27,8 @@ class TrainState:
     """Optimizer updates made."""
     positions: dict[str, int] = field(default_factory=dict)
     """Units consumed from the data stream of each modality, skipped steps included."""
+    saved_step: int | None = None
+    """Step of the checkpoint that the run has gone on from, or has written last."""
 
 
 def save(
@@ -38,7 +40,7 @@ def save(
     groups: ProcessGroups,
     run_ids: dict[str, str],
 ) -> Path:
-    """Write the whole run as one checkpoint; every rank writes what it owns.
+    """Write the whole run as one checkpoint; every rank writes what it owns. Notes the step in ``state``.
 
     Returns:
         The checkpoint's directory.
@@ -64,12 +66,13 @@ def save(
             shapes = {name: shape for _, of_rank, _ in gathered for name, shape in of_rank.items()}
             _manifest(config, state, engine, groups, run_ids, files, shapes).write(writing)
             write_yaml(config, writing / "config.yaml")
-            store.commit(run_dir, writing, state.step, config.checkpoint.keep)
+            store.commit(run_dir, writing, state.step, config.checkpoint.keep, state.saved_step)
         except OSError as error:
             problem = f"{writing}: {error.strerror}"
     _, problem = _share((None, problem), groups)
     if problem:
         raise RunError(f"checkpoint of step {state.step} could not be written: {problem}")
+    state.saved_step = state.step
     return store.step_directory(run_dir, state.step)
 
 
@@ -96,7 +99,8 @@ def restore(checkpoint: Path, engine: StudentEngine, teacher: ShardedTeacher) ->
             _load(reader, "teacher", piece, average)
     engine.restore(reader.manifest.adam_step)
     teacher.refresh()
-    return TrainState(step=reader.manifest.step, positions=dict(reader.manifest.positions))
+    step = reader.manifest.step
+    return TrainState(step=step, positions=dict(reader.manifest.positions), saved_step=step)
 
 
 def _load(reader: FragmentReader, kind: str, piece: Fragment, target: Tensor) -> None:

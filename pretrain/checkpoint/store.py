@@ -1,6 +1,7 @@
 """Checkpoints on disk: written beside their place, checksummed, renamed when whole; the newest whole one found."""
 
 import os
+import secrets
 import shutil
 from pathlib import Path
 
@@ -36,18 +37,27 @@ def begin(run_dir: Path, step: int) -> Path:
     return directory
 
 
-def commit(run_dir: Path, writing: Path, step: int, keep: int) -> Path:
+def commit(run_dir: Path, writing: Path, step: int, keep: int, after: int | None) -> Path:
     """Make a fully written directory the newest checkpoint and delete those beyond ``keep``.
 
     The order matters: content on disk, then the name, then ``latest``, then deletion; a kill between any
-    two leaves a whole checkpoint behind.
+    two leaves a whole checkpoint behind. What is newer than ``after`` was passed over when the run went on: it
+    neither counts as kept nor is deleted, for it may be whole and was only unreadable then.
+
+    Args:
+        run_dir: of the run.
+        writing: from ``begin``.
+        step: that of the checkpoint.
+        keep: how many stay, this one included.
+        after: step of the checkpoint that the run has gone on from, or has written last; None if there is none.
     """
     for path in writing.iterdir():
         _sync(path)
     _sync(writing)
     final = step_directory(run_dir, step)
-    if final.exists():
-        _delete(final)
+    for other in complete_checkpoints(run_dir):
+        if after is None or other.name > step_directory(run_dir, after).name:
+            os.rename(other, other.with_name(f"refused-{other.name}-{secrets.token_hex(4)}"))
     os.rename(writing, final)
     _sync(final.parent)
     pointer = final.parent / ".latest"
@@ -85,7 +95,7 @@ def newest_whole(run_dir: Path) -> tuple[Path | None, list[str]]:
             problem = str(error)
         if problem is None:
             return candidate, refused
-        refused.append(f"{candidate.name} is damaged: {problem}")
+        refused.append(f"{candidate.name} is damaged: {problem}; the next save renames it to refused-...")
     return None, refused
 
 

@@ -151,6 +151,7 @@ def test_damaged_newest_checkpoint_falls_back_and_says_so(tmp_path: Path, digit_
     messages = [record["message"] for record in events if record["kind"] == "event"]
     assert any(newest.name in message and "checksum" in message for message in messages)
     assert any("from step-00000020" in message for message in messages)
+    assert len(list(newest.parent.glob(f"refused-{newest.name}-*"))) == 1, "it makes room for the step done again"
 
 
 def test_done_run(tmp_path: Path, digit_shards: Path) -> None:

@@ -1,17 +1,21 @@
 """Checkpoints on disk: whatever the moment of a kill, the newest whole one is found and no half one is read."""
 
+import itertools
 import math
 import os
+import resource
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from pretrain.checkpoint import store
+from pretrain.checkpoint import store, weights
 from pretrain.checkpoint.manifest import FileRecord, Manifest, file_sha256
-from pretrain.checkpoint.progress import read_run_config
+from pretrain.checkpoint.progress import read_run_config, step_of
 from pretrain.checkpoint.weights import FragmentReader, read_weights
 from pretrain.config import write_yaml
 from pretrain.errors import RunError
@@ -20,13 +24,26 @@ from pretrain.recipes.registry import recipe
 SHAPES = {"encoder.w": (3, 5), "decoder.w": (4,)}
 
 
-def write(run_dir: Path, step: int, *, dp_size: int = 2, keep: int = 3) -> Path:
-    """A complete checkpoint whose student is ``step + element number``, its teacher the negative of it."""
+def write(
+    run_dir: Path,
+    step: int,
+    *,
+    shapes: dict[str, tuple[int, ...]] = SHAPES,
+    dp_size: int = 2,
+    keep: int = 3,
+    after: int | None = 0,
+) -> Path:
+    """A complete checkpoint whose student is ``step + element number``, its teacher the negative of it.
+
+    The run that writes it stands on the newest one, or on that of step ``after``.
+    """
+    if after == 0:
+        after = max((step_of(path) for path in store.complete_checkpoints(run_dir)), default=None)
     writing = store.begin(run_dir, step)
     files = []
     for rank in range(dp_size):
         tensors, ranges = {}, {}
-        for name, shape in SHAPES.items():
+        for name, shape in shapes.items():
             numel = math.prod(shape)
             start, stop = numel * rank // dp_size, numel * (rank + 1) // dp_size
             value = torch.arange(start, stop, dtype=torch.float32) + step
@@ -45,11 +62,11 @@ def write(run_dir: Path, step: int, *, dp_size: int = 2, keep: int = 3) -> Path:
         dp_size=dp_size,
         tp_size=1,
         zero_stage=1,
-        shapes=SHAPES,
+        shapes=shapes,
         files=files,
     ).write(writing)
     write_yaml(recipe("image-tiny"), writing / "config.yaml")
-    return store.commit(run_dir, writing, step, keep)
+    return store.commit(run_dir, writing, step, keep, after)
 
 
 @pytest.mark.parametrize("dp_size", [1, 2, 3])
@@ -67,6 +84,36 @@ def test_weights_are_whole_whatever_the_cut(tmp_path: Path, dp_size: int) -> Non
     assert read_run_config(checkpoint) == recipe("image-tiny")
 
 
+@contextmanager
+def files_left(number: int) -> Iterator[None]:
+    """Inside, this process may open ``number`` files more."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = set(map(int, os.listdir("/proc/self/fd")))
+    free = (handle for handle in itertools.count() if handle not in taken)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (next(itertools.islice(free, number, None)), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_more_files_than_a_process_may_open(tmp_path: Path) -> None:
+    number = weights._MAX_OPEN_FILES + 80
+    checkpoint = write(tmp_path, 7, shapes={"encoder.w": (number,)}, dp_size=number)
+    with files_left(weights._MAX_OPEN_FILES + 8):
+        student = read_weights(checkpoint, "student")
+    torch.testing.assert_close(student["encoder.w"], torch.arange(float(number)) + 7, rtol=0, atol=0)
+
+
+def test_the_limit_of_open_files_is_told_from_a_missing_file(tmp_path: Path) -> None:
+    checkpoint = write(tmp_path, 7)
+    with files_left(1), pytest.raises(RunError, match=r"rank-00001.safetensors: cannot be read: Too many open files"):
+        read_weights(checkpoint, "student")
+    (checkpoint / "rank-00000.safetensors").unlink()
+    with pytest.raises(RunError, match=r"rank-00000.safetensors: cannot be read: No such file"):
+        read_weights(checkpoint, "student")
+
+
 def test_locate_accepts_run_checkpoints_and_step(tmp_path: Path) -> None:
     first, second = write(tmp_path, 1), write(tmp_path, 2)
     assert store.locate(tmp_path) == store.locate(tmp_path / "checkpoints") == second
@@ -81,11 +128,30 @@ def test_retention_keeps_the_newest(tmp_path: Path) -> None:
     assert [path.name for path in store.complete_checkpoints(tmp_path)] == ["step-00000003", "step-00000010"]
 
 
-def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
-    write(tmp_path, 5)
-    path = write(tmp_path, 5, dp_size=1)
-    assert store.complete_checkpoints(tmp_path) == [path]
-    assert len(Manifest.read(path).files) == 1
+def refused(run_dir: Path) -> list[str]:
+    """Steps of those that were put aside, e.g. ``step-00000005``."""
+    return sorted(path.name[8:21] for path in (run_dir / "checkpoints").glob("refused-*"))
+
+
+@pytest.mark.parametrize(
+    ("after", "step", "kept", "aside"),
+    [
+        (1000, 1200, [1200], [1500, 2000]),  # the next save before, at and beyond those that the run passed over
+        (1000, 1500, [1500], [1500, 2000]),
+        (1000, 2500, [2500], [1500, 2000]),
+        (None, 500, [500], [1000, 1500, 2000]),  # it found none that it could use, and started anew
+        (2000, 2500, [2500], []),
+    ],
+)
+def test_what_a_run_passed_over_neither_counts_as_kept_nor_is_lost(
+    tmp_path: Path, after: int | None, step: int, kept: list[int], aside: list[int]
+) -> None:
+    for old in (1000, 1500, 2000):
+        write(tmp_path, old)
+    path = write(tmp_path, step, keep=1, after=after)
+    assert store.complete_checkpoints(tmp_path) == [store.step_directory(tmp_path, one) for one in kept]
+    assert store.locate(tmp_path) == path and Manifest.read(path).step == step
+    assert refused(tmp_path) == [store.step_directory(tmp_path, one).name for one in aside]
 
 
 @pytest.mark.parametrize("harm", ["flip", "truncate", "remove", "manifest", "empty"])
