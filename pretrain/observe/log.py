@@ -1,6 +1,7 @@
 """A run's log: console, log.txt, metrics.jsonl, TensorBoard, W&B; written by rank 0."""
 
-import json
+import contextlib
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.observe.console import Console, event_line, health_line, train_line
-from pretrain.observe.sinks import JsonLines, TensorBoard, Tracker, Wandb, appended
+from pretrain.observe.sinks import TensorBoard, Tracker, Wandb, append_line, json_line
 from pretrain.sections import LoggingSection
 
 
@@ -16,7 +17,8 @@ class RunLog:
     """Everything that is reported goes through here; other ranks than the main one only report bad samples.
 
     metrics.jsonl only grows: a run that goes on from an earlier step measures some steps again, and readers take
-    the later line. docs/architecture.md names the fields.
+    the later line. docs/architecture.md names the fields. Nothing that cannot be written ends the run: one alarm,
+    then on with what still works.
     """
 
     def __init__(
@@ -29,7 +31,7 @@ class RunLog:
         run_ids: dict[str, str],
         first_step: int,
     ) -> None:
-        """Open all sinks.
+        """Start all sinks.
 
         Args:
             run_dir: of the run.
@@ -43,12 +45,11 @@ class RunLog:
         """
         self._run_dir = run_dir
         self._is_main = is_main
+        self._failing: set[str] = set()
         if not is_main:
             return
         self._total_steps = total_steps
         self._last_step = first_step
-        self._records = JsonLines(run_dir / "metrics.jsonl")
-        self._text = appended(run_dir / "log.txt")
         self._trackers: list[Tracker] = []
         if logging.tensorboard:
             self._trackers.append(TensorBoard(run_dir, first_step))
@@ -59,7 +60,8 @@ class RunLog:
     def train(self, metrics: dict[str, Any]) -> None:
         """Report the figures of a log interval."""
         if self._is_main:
-            self._console.progress(metrics)
+            with contextlib.suppress(OSError):
+                self._console.progress(metrics)
             self._write(metrics["step"], train_line(metrics))
             self._record("train", metrics)
 
@@ -72,27 +74,44 @@ class RunLog:
     def event(self, step: int, name: str, message: str) -> None:
         """Report something that happens once: start, resume, checkpoint, alarm, stop, done."""
         if self._is_main:
-            self._records.write({"kind": "event", "step": step, "event": name, "message": message})
+            record = {"kind": "event", "step": step, "event": name, "message": message}
+            self._append("metrics.jsonl", json_line(record))
             self._write(step, event_line(name, message))
 
     def quarantine(self, reason: str) -> None:
-        """Note an unusable sample in quarantine.jsonl; from any rank, in one append that cannot mix with others."""
-        with (self._run_dir / "quarantine.jsonl").open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"reason": reason, "time": round(time.time(), 3)}) + "\n")
+        """Note an unusable sample in quarantine.jsonl; from any rank."""
+        self._append("quarantine.jsonl", json_line({"reason": reason}))
 
     def close(self) -> None:
         """Close all sinks."""
         if self._is_main:
             for tracker in self._trackers.copy():
                 self._contain(tracker, tracker.close)
-            self._records.close()
-            self._text.close()
-            self._console.close()
+            with contextlib.suppress(OSError):
+                self._console.close()
 
     def _record(self, kind: str, record: dict[str, Any]) -> None:
-        self._records.write({"kind": kind, **record})
+        self._append("metrics.jsonl", json_line({"kind": kind, **record}))
         for tracker in self._trackers.copy():
             self._contain(tracker, partial(tracker.write, kind, record))
+
+    def _append(self, name: str, line: str) -> None:
+        """Append to a file of the run; warn where lines begin to be missing."""
+        try:
+            append_line(self._run_dir / name, line)
+        except OSError as error:
+            if name not in self._failing:
+                self._failing.add(name)
+                self._warn(f"{name} lacks lines from here on: {error.strerror}")
+        else:
+            self._failing.discard(name)
+
+    def _warn(self, reason: str) -> None:
+        if self._is_main:
+            self.event(self._last_step, "alarm", reason)
+        else:
+            with contextlib.suppress(OSError):
+                print(reason, file=sys.stderr, flush=True)
 
     def _contain(self, tracker: Tracker, action: Callable[[], None]) -> None:
         """Give up a tracker that fails, whatever it dies of (W&B's helper process, say): the run is worth more."""
@@ -101,10 +120,11 @@ class RunLog:
         except Exception as error:
             self._trackers.remove(tracker)
             reason = f"{type(tracker).__name__} gets no more metrics: {type(error).__name__}: {error}"
-            self.event(self._last_step, "alarm", reason)
+            self._warn(reason)
 
     def _write(self, step: int, text: str) -> None:
         self._last_step = step
         line = f"step {step:>{len(str(self._total_steps))}}/{self._total_steps}  {text}"
-        self._console.write(line)
-        self._text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
+        with contextlib.suppress(OSError):  # there is no one left to tell
+            self._console.write(line)
+        self._append("log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}")

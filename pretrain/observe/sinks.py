@@ -1,11 +1,12 @@
-"""Where metrics go beside the console: metrics.jsonl, TensorBoard, Weights & Biases."""
+"""Where metrics go beside the console: files of lines, TensorBoard, Weights & Biases."""
 
+import errno
 import json
 import math
 import os
 import time
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 from pretrain.errors import RunError
 
@@ -22,37 +23,32 @@ class Tracker(Protocol):
         ...
 
 
-def appended(path: Path) -> TextIO:
-    """Open ``path`` to append lines, each written at once.
+def append_line(path: Path, text: str) -> None:
+    """Append a line to ``path`` at once: in one write, so that lines of several processes cannot mix.
 
-    A killed process can leave a torn last line; it is ended first, so that it harms no other.
+    A killed process or a full disk can leave a torn last line; it is ended first, so that it harms no other. Nothing
+    stays open or buffered: what could not be written is lost, and the next line gets its own chance.
+
+    Raises:
+        OSError: if it cannot be written, or not all of it.
     """
-    with path.open("ab+") as stream:
-        if stream.tell():
-            stream.seek(-1, os.SEEK_END)
-            if stream.read() != b"\n":
-                stream.write(b"\n")
-    return path.open("a", encoding="utf-8", buffering=1)
+    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        size = os.fstat(handle).st_size
+        torn = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
+        line = ("\n" * torn + text + "\n").encode()
+        if os.write(handle, line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    finally:
+        os.close(handle)
 
 
-class JsonLines:
-    """An append-only file of one JSON object per line."""
-
-    def __init__(self, path: Path) -> None:
-        """Open ``path``; what it holds stays."""
-        self._stream = appended(path)
-
-    def write(self, record: dict[str, Any]) -> None:
-        """Append a record and the time; numbers that JSON cannot hold (nan, inf) become null."""
-        safe = {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in record.items()
-        }
-        self._stream.write(json.dumps(safe | {"time": round(time.time(), 3)}, allow_nan=False) + "\n")
-
-    def close(self) -> None:
-        """Close the file."""
-        self._stream.close()
+def json_line(record: dict[str, Any]) -> str:
+    """A record and the time as one JSON object; numbers that JSON cannot hold (nan, inf) become null."""
+    safe = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()
+    }
+    return json.dumps(safe | {"time": round(time.time(), 3)}, allow_nan=False)
 
 
 class TensorBoard:
