@@ -11,10 +11,11 @@ checkpoints/
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.atomic import replacing
 from pretrain.errors import RunError
 
 FORMAT, VERSION = "data2vec-scale/checkpoint", 2
@@ -62,9 +63,10 @@ class Manifest:
     pp_size: int = 1
 
     def write(self, directory: Path) -> None:
-        """Write ``manifest.json`` into ``directory``."""
-        content = {"format": FORMAT, "version": VERSION, **asdict(self)}
-        (directory / "manifest.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        """Write ``manifest.json`` into ``directory``; raises DataError if that cannot be."""
+        content = {"format": FORMAT, "version": VERSION, **vars(self), "files": [vars(record) for record in self.files]}
+        with replacing(directory / "manifest.json") as stream:
+            stream.write(json.dumps(content, separators=(",", ":")).encode() + b"\n")
 
     @classmethod
     def read(cls, directory: Path) -> "Manifest":
@@ -111,10 +113,13 @@ def damage(directory: Path, files: list[FileRecord]) -> str | None:
     """The first difference between files on disk and their records, or None if all are whole."""
     for record in files:
         path = directory / record.name
-        if not path.is_file():
-            return f"{path} is missing"
-        if path.stat().st_size != record.size_bytes:
-            return f"{path} has {path.stat().st_size} bytes instead of {record.size_bytes}"
-        if file_sha256(path) != record.sha256:
-            return f"{path} does not match its checksum"
+        try:
+            if not path.is_file():
+                return f"{path} is missing"
+            if path.stat().st_size != record.size_bytes:
+                return f"{path} has {path.stat().st_size} bytes instead of {record.size_bytes}"
+            if file_sha256(path) != record.sha256:
+                return f"{path} does not match its checksum"
+        except OSError as error:
+            return f"{path} cannot be read: {error.strerror or error}"
     return None

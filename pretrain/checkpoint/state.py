@@ -1,21 +1,25 @@
 """What of a run is saved and restored: fragments by global name, and a few numbers."""
 
-from dataclasses import dataclass, field
+import contextlib
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
+from data_pipelines.errors import DataError
 from pretrain.checkpoint import store
-from pretrain.checkpoint.manifest import FileRecord, Manifest, Part, file_sha256
+from pretrain.checkpoint.manifest import FileRecord, Manifest, Part, damage, file_sha256
 from pretrain.checkpoint.weights import FragmentReader
 from pretrain.config import RunConfig, write_yaml
 from pretrain.errors import RunError
 from pretrain.parallel.fragments import Fragment
 from pretrain.parallel.groups import ProcessGroups
 from pretrain.parallel.teacher import ShardedTeacher
+from pretrain.parallel.watch import Watch
 from pretrain.parallel.zero import StudentEngine
 
 
@@ -58,22 +62,35 @@ def save(
     if problem is None:
         assert writing is not None
         record, problem = _write_rank(writing, engine, teacher, groups)
-        gathered = _gather((record, _shapes(engine), problem), groups)
+        of_stage = _shapes(engine) if groups.dp_rank == groups.tp_rank == 0 else {}
+        gathered = _gather((record, of_stage, problem), groups)
         problem = next((text for _, _, text in gathered if text), None)
-    if problem is None and first:
-        try:
-            files = [record for record, _, _ in gathered if record]
-            shapes = {name: shape for _, of_rank, _ in gathered for name, shape in of_rank.items()}
-            _manifest(config, state, engine, groups, run_ids, files, shapes).write(writing)
-            write_yaml(config, writing / "config.yaml")
-            store.commit(run_dir, writing, state.step, config.checkpoint.keep, state.saved_step)
-        except OSError as error:
-            problem = f"{writing}: {error.strerror}"
-    _, problem = _share((None, problem), groups)
+        if problem is None and first:
+            files = [record for record, _, _ in gathered]
+            shapes = {name: shape for _, of_stage, _ in gathered for name, shape in of_stage.items()}
+            manifest = _manifest(config, state, engine, groups, run_ids, files, shapes)
+            problem = _complete(run_dir, writing, manifest, config, state.saved_step)
+    problem = _share(problem, groups)
     if problem:
-        raise RunError(f"checkpoint of step {state.step} could not be written: {problem}")
+        # the cause tells d2v train that a restart may mend it: room comes back, and so do mounts
+        raise RunError(f"checkpoint of step {state.step} could not be written: {problem}") from RuntimeError(problem)
     state.saved_step = state.step
     return store.step_directory(run_dir, state.step)
+
+
+def _complete(
+    run_dir: Path, writing: Path, manifest: Manifest, config: RunConfig, saved_step: int | None
+) -> str | None:
+    """Add what rank 0 writes and make it a checkpoint; returns why that cannot be."""
+    try:
+        manifest.write(writing)
+        write_yaml(config, writing / "config.yaml")
+        store.commit(run_dir, writing, manifest.step, config.checkpoint.keep, saved_step)
+    except OSError as error:
+        return f"{writing}: {error.strerror or error}"
+    except DataError as error:
+        return str(error)
+    return None
 
 
 def restore(checkpoint: Path, engine: StudentEngine, teacher: ShardedTeacher) -> TrainState:
@@ -115,9 +132,35 @@ def _part(piece: Fragment) -> Part | None:
 
 
 def choose(run_dir: Path, groups: ProcessGroups) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint, as rank 0 sees it, and why newer ones were passed over; same on all ranks."""
-    found = store.newest_whole(run_dir) if groups.rank == 0 else (None, [])
-    return _share(found, groups)
+    """The newest checkpoint whose files match their checksums, and why newer ones were passed over; same on all ranks.
+
+    Raises:
+        RunError: if ranks wait for each other in vain.
+    """
+    refused: list[str] = []
+    watch = Watch(groups.place, groups.timeout_seconds)
+    with contextlib.closing(watch), watch.phase("looking for the newest whole checkpoint"):
+        for candidate in _share(store.complete_checkpoints(run_dir)[::-1], groups):
+            problem = _damage(candidate, groups)
+            if problem is None:
+                return candidate, refused
+            refused.append(f"{candidate.name} is damaged: {problem}; the next save renames it to refused-...")
+    return None, refused
+
+
+def _damage(checkpoint: Path, groups: ProcessGroups) -> str | None:
+    """Why a checkpoint is not whole, or None; every rank reads its share of the files, and all know the answer."""
+    files, problem = [], None
+    if groups.rank == 0:
+        try:
+            files = [replace(record, ranges={}, parts={}) for record in Manifest.read(checkpoint).files]
+        except RunError as error:
+            problem = str(error)
+    files, problem = _share((files, problem), groups)
+    if problem is None:
+        found = _gather(damage(checkpoint, files[groups.rank :: groups.world_size]), groups)
+        problem = _share(next(filter(None, found), None), groups)
+    return problem
 
 
 def _write_rank(
@@ -146,6 +189,7 @@ def _write_rank(
     try:
         # Clones: safetensors refuses tensors that share storage, and these are views of flat vectors.
         save_file({key: tensor.detach().cpu().clone() for key, tensor in tensors.items()}, path)
+        store.sync(path)
         return FileRecord(path.name, path.stat().st_size, file_sha256(path), ranges, parts), None
     except Exception as error:  # safetensors raises its own error type on a full disk
         return None, f"{path}: {error}"
@@ -180,14 +224,15 @@ def _shapes(engine: StudentEngine) -> dict[str, tuple[int, ...]]:
     return {place.name: place.whole_shape for group in engine.groups for place in group.placements}
 
 
-def _share(value: tuple, groups: ProcessGroups) -> tuple:
+def _share(value: Any, groups: ProcessGroups) -> Any:
     """Rank 0's value on every rank."""
     box = [value]
     dist.broadcast_object_list(box, src=0, group=groups.control_group)
     return box[0]
 
 
-def _gather(value: tuple, groups: ProcessGroups) -> list[tuple]:
-    boxes: list[tuple] = [()] * groups.world_size
-    dist.all_gather_object(boxes, value, group=groups.control_group)
-    return boxes
+def _gather(value: Any, groups: ProcessGroups) -> list[Any]:
+    """Every rank's value on rank 0; nothing on the others."""
+    boxes = [None] * groups.world_size if groups.rank == 0 else None
+    dist.gather_object(value, boxes, dst=0, group=groups.control_group)
+    return boxes or []

@@ -1,11 +1,10 @@
-"""Checkpoints on disk: written beside their place, checksummed, renamed when whole; the newest whole one found."""
+"""Checkpoints on disk: written beside their place, renamed when whole, deleted when there are newer ones."""
 
 import os
 import secrets
 import shutil
 from pathlib import Path
 
-from pretrain.checkpoint.manifest import Manifest, damage
 from pretrain.errors import RunError
 
 
@@ -40,9 +39,10 @@ def begin(run_dir: Path, step: int) -> Path:
 def commit(run_dir: Path, writing: Path, step: int, keep: int, after: int | None) -> Path:
     """Make a fully written directory the newest checkpoint and delete those beyond ``keep``.
 
-    The order matters: content on disk, then the name, then ``latest``, then deletion; a kill between any
-    two leaves a whole checkpoint behind. What is newer than ``after`` was passed over when the run went on: it
-    neither counts as kept nor is deleted, for it may be whole and was only unreadable then.
+    The order matters: content on disk (each file is synced by its writer, which may be another machine), then the
+    name, then ``latest``, then deletion; a kill between any two leaves a whole checkpoint behind. What is newer than
+    ``after`` was passed over when the run went on: it neither counts as kept nor is deleted, for it may be whole and
+    was only unreadable then.
 
     Args:
         run_dir: of the run.
@@ -51,20 +51,18 @@ def commit(run_dir: Path, writing: Path, step: int, keep: int, after: int | None
         keep: how many stay, this one included.
         after: step of the checkpoint that the run has gone on from, or has written last; None if there is none.
     """
-    for path in writing.iterdir():
-        _sync(path)
-    _sync(writing)
+    sync(writing)
     final = step_directory(run_dir, step)
     for other in complete_checkpoints(run_dir):
         if after is None or other.name > step_directory(run_dir, after).name:
             os.rename(other, other.with_name(f"refused-{other.name}-{secrets.token_hex(4)}"))
     os.rename(writing, final)
-    _sync(final.parent)
+    sync(final.parent)
     pointer = final.parent / ".latest"
     pointer.write_text(final.name + "\n", encoding="utf-8")
-    _sync(pointer)
+    sync(pointer)
     os.replace(pointer, final.parent / "latest")
-    _sync(final.parent)
+    sync(final.parent)
     for old in complete_checkpoints(run_dir)[:-keep]:
         _delete(old)
     return final
@@ -85,20 +83,6 @@ def locate(path: Path) -> Path:
     raise RunError(f"{path}: no checkpoint here (expected a run directory or one of its checkpoints/step-... )")
 
 
-def newest_whole(run_dir: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint whose files match their checksums, and why newer ones were passed over."""
-    refused: list[str] = []
-    for candidate in reversed(complete_checkpoints(run_dir)):
-        try:
-            problem = damage(candidate, Manifest.read(candidate).files)
-        except RunError as error:
-            problem = str(error)
-        if problem is None:
-            return candidate, refused
-        refused.append(f"{candidate.name} is damaged: {problem}; the next save renames it to refused-...")
-    return None, refused
-
-
 def _delete(directory: Path) -> None:
     """Rename first, so that a half-deleted checkpoint never carries a checkpoint's name."""
     doomed = directory.parent / f".deleting-{directory.name}"
@@ -106,7 +90,8 @@ def _delete(directory: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have what this machine wrote to a file, or the names in a directory, survive its power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

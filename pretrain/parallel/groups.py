@@ -32,6 +32,8 @@ class ProcessGroups:
     tp_size: int
     pp_rank: int = 0
     pp_size: int = 1
+    timeout_seconds: int = 1800
+    """How long a collective waits for its ranks."""
 
     @property
     def rank(self) -> int:
@@ -91,6 +93,7 @@ def make_groups(grid: Grid, timeout_seconds: int = 1800) -> ProcessGroups:
         tp_size=grid.tp_size,
         pp_rank=grid.pp_rank(rank),
         pp_size=grid.pp_size,
+        timeout_seconds=timeout_seconds,
     )
 
 

@@ -11,14 +11,18 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import save_file
 
 from pretrain.checkpoint import store, weights
 from pretrain.checkpoint.manifest import FileRecord, Manifest, file_sha256
 from pretrain.checkpoint.progress import read_run_config, step_of
+from pretrain.checkpoint.state import choose
 from pretrain.checkpoint.weights import FragmentReader, read_weights
 from pretrain.config import write_yaml
 from pretrain.errors import RunError
+from pretrain.parallel.grid import Grid
+from pretrain.parallel.groups import ProcessGroups, make_groups
 from pretrain.recipes.registry import recipe
 
 SHAPES = {"encoder.w": (3, 5), "decoder.w": (4,)}
@@ -69,6 +73,12 @@ def write(
     return store.commit(run_dir, writing, step, keep, after)
 
 
+@pytest.fixture
+def alone(group: dist.ProcessGroup) -> ProcessGroups:
+    """The groups of a run of one process."""
+    return make_groups(Grid(world_size=1, tp_size=1))
+
+
 @pytest.mark.parametrize("dp_size", [1, 2, 3])
 def test_weights_are_whole_whatever_the_cut(tmp_path: Path, dp_size: int) -> None:
     checkpoint = write(tmp_path, 7, dp_size=dp_size)
@@ -88,8 +98,7 @@ def test_weights_are_whole_whatever_the_cut(tmp_path: Path, dp_size: int) -> Non
 def files_left(number: int) -> Iterator[None]:
     """Inside, this process may open ``number`` files more."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    taken = set(map(int, os.listdir("/proc/self/fd")))
-    free = (handle for handle in itertools.count() if handle not in taken)
+    free = (handle for handle in itertools.count() if not os.path.lexists(f"/proc/self/fd/{handle}"))
     resource.setrlimit(resource.RLIMIT_NOFILE, (next(itertools.islice(free, number, None)), before[1]))
     try:
         yield
@@ -155,7 +164,7 @@ def test_what_a_run_passed_over_neither_counts_as_kept_nor_is_lost(
 
 
 @pytest.mark.parametrize("harm", ["flip", "truncate", "remove", "manifest", "empty"])
-def test_damage_is_refused_and_an_older_checkpoint_found(tmp_path: Path, harm: str) -> None:
+def test_damage_is_refused_and_an_older_checkpoint_found(tmp_path: Path, alone: ProcessGroups, harm: str) -> None:
     older, newer = write(tmp_path, 1), write(tmp_path, 2)
     victim = newer / "rank-00001.safetensors"
     content = victim.read_bytes()
@@ -171,18 +180,18 @@ def test_damage_is_refused_and_an_older_checkpoint_found(tmp_path: Path, harm: s
     else:
         shutil.rmtree(newer)
         newer.mkdir()
-    found, refused = store.newest_whole(tmp_path)
+    found, reasons = choose(tmp_path, alone)
     assert found == older
-    assert len(refused) == 1 and "step-00000002 is damaged" in refused[0]
+    assert len(reasons) == 1 and "step-00000002 is damaged" in reasons[0]
 
 
-def test_leftovers_of_killed_writers_are_never_read_and_go_away(tmp_path: Path) -> None:
+def test_leftovers_of_killed_writers_are_never_read_and_go_away(tmp_path: Path, alone: ProcessGroups) -> None:
     whole = write(tmp_path, 1)
     half = store.begin(tmp_path, 2)
     (half / "manifest.json").write_text("{}")
     os.rename(write(tmp_path, 3), tmp_path / "checkpoints" / ".deleting-step-00000003")
     assert store.complete_checkpoints(tmp_path) == [whole]
-    assert store.newest_whole(tmp_path) == (whole, [])
+    assert choose(tmp_path, alone) == (whole, [])
     store.begin(tmp_path, 4)
     names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
     assert names == {"step-00000001", ".writing-step-00000004", "latest"}
@@ -191,10 +200,10 @@ def test_leftovers_of_killed_writers_are_never_read_and_go_away(tmp_path: Path) 
 def test_foreign_and_future_manifests(tmp_path: Path) -> None:
     path = write(tmp_path, 1) / "manifest.json"
     text = path.read_text()
-    path.write_text(text.replace('"version": 2', '"version": 3', 1))
+    path.write_text(text.replace('"version":2', '"version":3', 1))
     with pytest.raises(RunError, match="format version 3, this release reads version 2; use a newer"):
         Manifest.read(path.parent)
-    path.write_text(text.replace('"version": 2', '"version": 1', 1))
+    path.write_text(text.replace('"version":2', '"version":1', 1))
     with pytest.raises(RunError, match="format version 1, this release reads version 2; use an older"):
         Manifest.read(path.parent)
     path.write_text(text.replace("data2vec-scale/checkpoint", "other"))

@@ -25,7 +25,7 @@ from model.positions import sincos_2d
 from model.sections import MaskConfig
 from pretrain.checkpoint.manifest import Manifest, damage
 from pretrain.checkpoint.progress import read_run_config
-from pretrain.checkpoint.store import locate, newest_whole
+from pretrain.checkpoint.store import complete_checkpoints, locate
 from pretrain.checkpoint.weights import read_weights
 from pretrain.config import differences
 from pretrain.errors import RunError
@@ -74,7 +74,7 @@ def imported(tmp_path: Path, checkpoint: dict[str, Any]) -> Path:
 def test_checkpoint_holds_student_and_teacher(tmp_path: Path, modality: str) -> None:
     """Weights as the goldens' own reader has them, in a directory that all readers take."""
     checkpoint, case = imported(tmp_path, pretrained(mini(modality))), Case.load(mini(modality).with_suffix(".json"))
-    assert newest_whole(tmp_path / "run") == (checkpoint, [])
+    assert complete_checkpoints(tmp_path / "run") == [checkpoint]
     assert damage(checkpoint, Manifest.read(checkpoint).files) is None
     assert Manifest.read(checkpoint).step == NUM_UPDATES and checkpoint.name == f"step-{NUM_UPDATES:08d}"
     for source, expected in (("student", case.student()), ("teacher", case.teacher())):
