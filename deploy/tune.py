@@ -9,8 +9,9 @@ from pathlib import Path
 from deploy.arguments import positive_float, positive_int
 from deploy.plan.command import flags, pinned_json, read_config, read_pinned, write
 from deploy.plan.hardware import Cluster, read_cluster, read_devices
+from deploy.plan.plan import Plan
 from deploy.plan.problem import Problem
-from deploy.plan.search import Plan, search
+from deploy.plan.search import search
 from deploy.plan.table import describe
 from deploy.tuning import calibrate, results
 from deploy.tuning.candidates import best

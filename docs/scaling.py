@@ -8,8 +8,8 @@ from pathlib import Path
 from deploy.plan.advice import advise
 from deploy.plan.command import parser, read_problem
 from deploy.plan.hardware import DEVICES, read_cluster
+from deploy.plan.plan import Plan
 from deploy.plan.problem import Problem
-from deploy.plan.search import Plan
 from deploy.plan.table import as_text, describe, figures
 from pretrain.config import with_overrides
 from pretrain.recipes.layouts import LAYOUTS

@@ -4,8 +4,9 @@ import dataclasses
 from collections import Counter
 from dataclasses import dataclass
 
+from deploy.plan.plan import Plan
 from deploy.plan.problem import Problem, Refusal
-from deploy.plan.search import Plan, Search, plan_of, search
+from deploy.plan.search import Search, plan_of, search
 from pretrain.recipes.layouts import Layout
 
 

@@ -10,8 +10,8 @@ from data_pipelines.atomic import replacing
 from deploy.arguments import positive_int
 from deploy.plan.advice import advise
 from deploy.plan.hardware import DEVICES, read_cluster, read_devices
+from deploy.plan.plan import Plan
 from deploy.plan.problem import Problem
-from deploy.plan.search import Plan
 from deploy.plan.table import as_json, as_text
 from pretrain.config import RunConfig, from_yaml, with_overrides
 from pretrain.errors import RunError

@@ -31,6 +31,8 @@ class Device:
     """Network of one device's share of the machine."""
     host_gb_per_s: float
     """To the host's memory, in one direction."""
+    host_memory_gb: float = 1_000
+    """Memory of one machine beside its devices', 1e9 bytes: for what ``parallel.offload`` moves there."""
     matmul_share: float = 0.6
     """Of ``tflops`` that matrix products of training reach."""
     memory_share: float = 0.8
@@ -38,7 +40,7 @@ class Device:
     link_share: float = 0.8
     """Of both links' bandwidth that large collectives reach."""
     usable_share: float = 0.92
-    """Of the memory; the rest is for contexts, workspaces and fragments."""
+    """Of both memories; the rest is for contexts, workspaces and fragments, on the host for processes and loaders."""
     link_wait: float = 15e-6
     """Seconds before a collective inside a machine moves data."""
     network_wait: float = 40e-6
@@ -75,7 +77,8 @@ class Device:
 
 
 # NVIDIA A100 Tensor Core GPU data sheet (SXM): bf16 312, fp32 19.5, HBM 1,555 and
-# 2,039 GB/s, NVLink 600 GB/s both ways, PCIe 4 x16; DGX A100 has one HDR port (200 Gb/s) per GPU.
+# 2,039 GB/s, NVLink 600 GB/s both ways, PCIe 4 x16; DGX A100 has one HDR port (200 Gb/s) per GPU,
+# 1 TB of system memory with 8 GPUs of 40 GB and 2 TB with 8 of 80 GB.
 _A100 = Device(
     tflops=312,
     fp32_tflops=19.5,
@@ -86,7 +89,7 @@ _A100 = Device(
     host_gb_per_s=25,
 )
 # NVIDIA H100 data sheet (SXM): bf16 989 dense, fp32 67, HBM3 3.35 TB/s, NVLink 900 GB/s both ways,
-# PCIe 5 x16; DGX H100 has one NDR port (400 Gb/s) per GPU.
+# PCIe 5 x16; DGX H100 has one NDR port (400 Gb/s) per GPU, 2 TB of system memory.
 _H100 = Device(
     tflops=989,
     fp32_tflops=67,
@@ -95,10 +98,11 @@ _H100 = Device(
     link_gb_per_s=450,
     network_gbit_per_s=400,
     host_gb_per_s=50,
+    host_memory_gb=2_000,
 )
 DEVICES = {
     "A100-40": _A100,
-    "A100-80": dataclasses.replace(_A100, memory_gb=80, memory_gb_per_s=2_039),
+    "A100-80": dataclasses.replace(_A100, memory_gb=80, memory_gb_per_s=2_039, host_memory_gb=2_000),
     "H100": _H100,
     # NVIDIA H200 data sheet (SXM): as H100 with 141 GB of HBM3e at 4.8 TB/s.
     "H200": dataclasses.replace(_H100, memory_gb=141, memory_gb_per_s=4_800),
@@ -112,6 +116,7 @@ DEVICES = {
         link_gb_per_s=900,
         network_gbit_per_s=400,
         host_gb_per_s=50,
+        host_memory_gb=2_000,  # as of the others: machines differ
     ),
     # AMD Instinct MI300X data sheet: bf16 1,307 dense, fp32 matrix 163, 192 GB of HBM3 at 5.3 TB/s, seven
     # Infinity Fabric links of 128 GB/s both ways, PCIe 5 x16; 400 Gb/s each.
@@ -123,6 +128,7 @@ DEVICES = {
         link_gb_per_s=448,
         network_gbit_per_s=400,
         host_gb_per_s=50,
+        host_memory_gb=2_000,  # as of the others: machines differ
         matmul_share=0.45,
     ),
     # One thread of the 2 x86 cores (AMD EPYC, AVX-512) that this package was developed on: matrix products (207 and 87

@@ -4,7 +4,7 @@ Activations are elsewhere; this is what is there whatever the batch: weights, gr
 """
 
 import itertools
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from deploy.plan.engine import SIZES, Engine, is_bf16_optimizer
 from deploy.plan.engine_traffic import fetched_again, padded
@@ -40,7 +40,7 @@ class StateBytes:
     @property
     def total(self) -> int:
         """All of it."""
-        return sum(getattr(self, field.name) for field in fields(self))
+        return sum(vars(self).values())
 
 
 def state_bytes(config: RunConfig, grid: Grid, pp_rank: int = 0, engine: Engine | None = None) -> StateBytes:

@@ -3,18 +3,15 @@
 import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal
 
-from deploy.plan.activations import ActivationBytes, activations_of
-from deploy.plan.engine import Engine
+from deploy.plan.activations import activations_of
 from deploy.plan.hardware import Cluster
-from deploy.plan.kept import Network, Parts, parts
-from deploy.plan.memory import StateBytes, host_bytes, state_bytes
+from deploy.plan.kept import Network, parts
+from deploy.plan.memory import host_bytes, state_bytes
+from deploy.plan.plan import Each, Plan, State
 from deploy.plan.problem import Problem, Refusal, Refusals
-from deploy.plan.shapes import Microbatch, microbatches
-from deploy.plan.throughput import StepSeconds, step_seconds
-from model.accounting import train_flops_per_sample
+from deploy.plan.shapes import microbatches
 from pretrain.config import RunConfig
 from pretrain.errors import RunError
 from pretrain.parallel.grid import Grid, make_grid
@@ -23,74 +20,6 @@ from pretrain.sections import ParallelSection
 from pretrain.work import stages_of_run
 
 ZERO_STAGES: tuple[Literal[0, 1, 2, 3], ...] = (0, 1, 2, 3)
-Each = list[tuple[Microbatch, Parts]]
-"""Every modality's microbatch, and what it takes."""
-State = tuple[StateBytes, StateBytes]
-"""On the device and on its host."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One legal layout and what it takes."""
-
-    config: RunConfig
-    """The recipe with this layout and microbatch."""
-    grid: Grid
-    cluster: Cluster
-    engine: Engine
-    states: list[State]
-    """By stage."""
-    activations: list[ActivationBytes]
-    """By stage."""
-    each: Each
-    """Of every modality."""
-
-    @cached_property
-    def seconds(self) -> StepSeconds:
-        """Of a step; layouts that do not fit are not asked for it."""
-        stages = stages_of_run(self.config, pp_size=self.grid.pp_size)
-        return step_seconds(self.config, self.grid, self.cluster, self.engine, stages, self.states, self.each)
-
-    @cached_property
-    def fullest(self) -> int:
-        """The stage whose ranks hold most."""
-        return max(range(self.grid.pp_size), key=self._bytes_of)
-
-    @cached_property
-    def memory_bytes(self) -> int:
-        """Most that a rank holds on its device."""
-        return self._bytes_of(self.fullest)
-
-    @property
-    def spare_bytes(self) -> int:
-        """What is left of the device's usable memory; negative if it does not fit."""
-        device = self.cluster.device
-        return int(device.memory_gb * 1e9 * device.usable_share) - self.memory_bytes
-
-    @property
-    def samples_per_second(self) -> float:
-        """Of all ranks."""
-        return sum(one.samples * one.number for one in microbatches(self.config, self.grid)) * (
-            self.grid.dp_size / self.seconds.total
-        )
-
-    @property
-    def mfu(self) -> float:
-        """Share of the devices' peak that the mask-aware FLOPs of a step are; recomputed ones do not count."""
-        flops = sum(
-            one.samples * one.number * train_flops_per_sample(self.config.model, one.modality, one.length)
-            for one in microbatches(self.config, self.grid)
-        )
-        peak = self.cluster.size * self.cluster.device.peak(self.config.precision.dtype)
-        return flops * self.grid.dp_size / (self.seconds.total * peak)
-
-    @property
-    def device_hours(self) -> float:
-        """Of the whole recipe."""
-        return self.config.training.max_steps * self.seconds.total * self.cluster.size / 3600
-
-    def _bytes_of(self, stage: int) -> int:
-        return self.states[stage][0].total + self.activations[stage].peak
 
 
 @dataclass(frozen=True)
@@ -111,8 +40,8 @@ def search(problem: Problem) -> Search:
     """
     refusals = Refusals()
     plans = [plan for section in _sections(problem, refusals) for plan in _plans(problem, section, refusals)]
-    fitting = sorted((plan for plan in plans if plan.spare_bytes >= 0), key=_preference)
-    too_large = sorted((plan for plan in plans if plan.spare_bytes < 0), key=lambda plan: plan.memory_bytes)
+    fitting = sorted((plan for plan in plans if plan.fits), key=_preference)
+    too_large = sorted((plan for plan in plans if not plan.fits), key=lambda plan: plan.memory_bytes)
     return Search(fitting, too_large, refusals.all())
 
 
@@ -199,7 +128,7 @@ def _plans(problem: Problem, section: ParallelSection, refusals: Refusals) -> It
             plans = [_of(problem, run, grid, states, known) for run in runs if _is_legal(problem, run, refusals)]
             tried += len(plans)
             yield from plans
-            if any(plan.spare_bytes >= 0 for plan in plans):
+            if any(plan.fits for plan in plans):
                 break
         else:
             if tried:  # no larger one will fit

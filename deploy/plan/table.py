@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from deploy.plan.advice import Advice
-from deploy.plan.search import Plan
+from deploy.plan.plan import Plan
 from deploy.plan.throughput import wire_bytes
 from deploy.plan.traffic import traffic_per_step
 
@@ -31,8 +31,8 @@ def as_text(advice: Advice, top: int) -> str:
         least = found.too_large[0]
         lines += [
             "",
-            f"does not fit: {len(found.too_large):,} plans; the smallest of them ({describe(least)}) needs "
-            f"{_gb(least.memory_bytes)} GB, {_gb(-least.spare_bytes)} GB more than there is",
+            f"does not fit: {len(found.too_large):,} plans; the smallest of them ({describe(least)}) "
+            f"{_shortage(least)}",
         ]
     if advice.reasons:
         lines += ["", "not legal:", *(f"  {number:>5} x  e.g. {reason}" for reason, number in advice.reasons)]
@@ -76,6 +76,8 @@ def figures(plan: Plan) -> dict[str, Any]:
             "state": dataclasses.asdict(state),
             "activations": dataclasses.asdict(plan.activations[plan.fullest]),
             "host": dataclasses.asdict(host),
+            "machine": plan.host_bytes,
+            "machine_spare": plan.host_spare_bytes,
         },
         "seconds": dataclasses.asdict(plan.seconds) | {"total": plan.seconds.total},
         "bytes_sent": {group: round(wire_bytes(collectives, plan.grid, group)) for group in ("dp", "tp", "pp")},
@@ -83,6 +85,15 @@ def figures(plan: Plan) -> dict[str, Any]:
         "mfu": plan.mfu,
         "device_hours": plan.device_hours,
     }
+
+
+def _shortage(plan: Plan) -> str:
+    """Of the device's memory, or of its machine's."""
+    if plan.spare_bytes < 0:
+        return f"needs {_gb(plan.memory_bytes)} GB, {_gb(-plan.spare_bytes)} GB more than there is"
+    return (
+        f"needs {_gb(plan.host_bytes)} GB of a machine's own memory, {_gb(-plan.host_spare_bytes)} GB more than it has"
+    )
 
 
 def describe(plan: Plan) -> str:

@@ -7,7 +7,7 @@ the bubble of a pipeline. What can hide behind something else counts only as far
 import functools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from deploy.plan.engine import Engine
 from deploy.plan.hardware import Cluster, Device
@@ -49,7 +49,7 @@ class StepSeconds:
     @property
     def total(self) -> float:
         """All of it."""
-        return sum(getattr(self, field.name) for field in fields(self))
+        return sum(vars(self).values())
 
 
 def step_seconds(

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from data_pipelines.atomic import replacing
 from deploy.plan.hardware import Cluster, Device
+from deploy.plan.plan import Plan
 from deploy.plan.problem import Problem
-from deploy.plan.search import Plan, plan_of
+from deploy.plan.search import plan_of
 
 FACTORS = ("arithmetic", "memory", "links", "waits")
 """What is fitted: how much faster or slower each is than the table says."""

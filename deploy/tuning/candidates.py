@@ -1,6 +1,7 @@
 """Which of the planner's layouts are worth measuring."""
 
-from deploy.plan.search import Plan, Search
+from deploy.plan.plan import Plan
+from deploy.plan.search import Search
 
 
 def best(found: Search, number: int) -> list[Plan]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.atomic import replacing
-from deploy.plan.search import Plan
+from deploy.plan.plan import Plan
 from deploy.plan.table import describe, figures
 from deploy.tuning.halving import Standing, told_apart
 

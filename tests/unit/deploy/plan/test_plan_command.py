@@ -18,16 +18,19 @@ from tests.distributed.launch import REPOSITORY
 
 @pytest.mark.parametrize(("cluster", "batch"), [("128x8xH100", 2048), ("1x8xH100", 8192), ("16x72xB200", 10080)])
 def test_answers_in_a_second_without_torch(cluster: str, batch: int) -> None:
-    """From a fresh interpreter, in CPU seconds, for the machine may be busy: of many devices, of few that much does
-    not fit on, of a batch with many divisors.
+    """From a fresh interpreter, in CPU seconds, at best of three, for the machine may be busy: of many devices, of few
+    that much does not fit on, of a batch with many divisors.
     """
     arguments = ["plan", "image-7b", f"--cluster={cluster}", f"--global-batch={batch}"]
     program = f"import sys; from deploy.cli import main; main({arguments}); assert 'torch' not in sys.modules"
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert done.returncode == 0, done.stderr
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
+    took: list[float] = []
+    while len(took) < 3 and not any(seconds < 1 for seconds in took):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert done.returncode == 0, done.stderr
+        took.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(took) < 1
 
 
 def test_table(capsys: pytest.CaptureFixture[str]) -> None:

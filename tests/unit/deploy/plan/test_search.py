@@ -9,8 +9,9 @@ import pytest
 
 from deploy.plan.command import flags
 from deploy.plan.hardware import DEVICES, Cluster, read_cluster
+from deploy.plan.plan import Plan
 from deploy.plan.problem import Problem
-from deploy.plan.search import Plan, Search, plan_of, search
+from deploy.plan.search import Search, plan_of, search
 from deploy.plan.throughput import Links
 from deploy.plan.traffic import traffic_per_step
 from pretrain.config import with_overrides
@@ -96,8 +97,8 @@ def test_figures_make_sense(searches: list[Search]) -> None:
             assert all(held.peak >= held.decoder for held in plan.activations)
             assert all(value >= 0 for value in dataclasses.astuple(plan.seconds)) and 0 < plan.mfu < 1
             assert plan.memory_bytes > 0 and plan.device_hours > 0
-        assert all(plan.spare_bytes >= 0 for plan in found.plans)
-        assert all(plan.spare_bytes < 0 for plan in found.too_large)
+        assert all(plan.spare_bytes >= 0 and plan.host_spare_bytes >= 0 for plan in found.plans)
+        assert all(plan.spare_bytes < 0 or plan.host_spare_bytes < 0 for plan in found.too_large)
         seconds = [plan.seconds.total for plan in found.plans]
         assert all(after >= before * 0.998 for before, after in itertools.pairwise(seconds))
 
@@ -227,6 +228,33 @@ def test_time_saving_options_are_tried_where_they_are_needed() -> None:
     assert sections and {(one.offload, one.zero_stage) for one in sections} == {("optimizer", 3)}
     roomy = search(problem("image-base", "8xH100"))
     assert not any(plan.config.parallel.recompute or plan.config.parallel.gathers_teacher for plan in roomy.plans)
+
+
+def test_what_is_offloaded_has_to_fit_the_machine() -> None:
+    """All ranks of a machine share its memory: 24 bytes per weight at stage 3, of which 8 are gradients."""
+    asked = problem("image-7b", "1x8xH100", 0, "--parallel.offload=optimizer", "--parallel.zero-stage=3")
+    plan = plan_of(asked)
+    each = plan.states[0][1].total
+    assert plan.host_bytes == 8 * each and 170e9 < plan.host_bytes < 180e9
+    assert plan.host_spare_bytes == 2_000e9 * asked.cluster.device.usable_share - plan.host_bytes
+    assert search(asked).plans
+    small = dataclasses.replace(asked.cluster.device, host_memory_gb=0.5 * plan.host_bytes / 1e9)
+    found = search(dataclasses.replace(asked, cluster=dataclasses.replace(asked.cluster, device=small)))
+    assert not found.plans and any(plan.spare_bytes >= 0 > plan.host_spare_bytes for plan in found.too_large)
+
+
+def test_machines_hold_the_stages_of_their_ranks() -> None:
+    """Two machines of two stages each: the fuller one counts."""
+    plan = one("image-7b", "2x8xH100", "--parallel.offload=optimizer", *CUT, "--parallel.pp-size=4")
+    first, second, third, last = (4 * host.total for _, host in plan.states)
+    assert plan.host_bytes == max(first + second, third + last)
+
+
+def test_processors_offload_to_their_own_memory() -> None:
+    plan = one("image-base", "2xcpu", "--parallel.offload=optimizer")
+    state, host = plan.states[0]
+    assert plan.host_bytes == 0 < host.total
+    assert plan.memory_bytes == state.total + host.total + plan.activations[0].peak
 
 
 def test_a_step_of_one_process_is_all_arithmetic_and_waiting() -> None:

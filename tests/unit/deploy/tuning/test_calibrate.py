@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from deploy.plan.hardware import DEVICES, Cluster, read_cluster, read_devices
+from deploy.plan.plan import Plan
 from deploy.plan.problem import Problem
-from deploy.plan.search import Plan, search
+from deploy.plan.search import search
 from deploy.tuning.calibrate import fit, scaled, write
 from deploy.tuning.candidates import best
 from pretrain.recipes.registry import recipe
