@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Container
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ _RESET = ("decoders.image.projection", "decoders.audio.projection", "audio.local
 
 
 @torch.no_grad()
-def initialize(model: Data2Vec, seed: int) -> None:
+def initialize(model: Data2Vec, seed: int, modules: Container[nn.Module] | None = None) -> None:
     """Draw every parameter: the reference's "BERT init" with its later resets.
 
     A parameter that is a part of a whole gets its part of what the whole would be, and a module that other pipeline
@@ -28,10 +29,13 @@ def initialize(model: Data2Vec, seed: int) -> None:
     Args:
         model: on the CPU.
         seed: of the run.
+        modules: whose parameters to draw; None for all. A module comes with those inside it.
     """
     generator = torch.Generator()
     std = model.config.encoder.init_std
     for name, module in model.named_modules():
+        if modules is not None and module not in modules:
+            continue
         generator.manual_seed(_key(seed, name))
         if isinstance(module, Frontend):
             _frontend(module, model, name.rpartition(".")[2], generator)

@@ -11,13 +11,14 @@ def sincos_2d(grid_size: int, dim: int) -> Tensor:
     """Fixed 2-D sine-cosine table.
 
     The first half of the channels encodes the column, the second the row; each half is sines, then cosines
-    (fairseq ``get_2d_sincos_pos_embed``). Computed in float64.
+    (fairseq ``get_2d_sincos_pos_embed``). Computed in float64, and on the CPU even while a network is made on another
+    device: it may be one where there are no numbers.
 
     Returns:
         (1, grid_size^2, dim) fp32, cells row by row.
     """
-    omega = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
-    angles = torch.arange(grid_size, dtype=torch.float64)[:, None] * omega
+    omega = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64, device="cpu") / (dim / 4))
+    angles = torch.arange(grid_size, dtype=torch.float64, device="cpu")[:, None] * omega
     table = torch.cat([angles.sin(), angles.cos()], dim=1)
     columns = table.repeat(grid_size, 1)
     rows = table.repeat_interleave(grid_size, dim=0)

@@ -11,7 +11,6 @@ from data_pipelines.atomic import replacing
 from data_pipelines.loader import build_loader
 from data_pipelines.mixture import Mixture
 from model.data2vec import Data2Vec
-from model.initialization import initialize
 from model.linear import PLAIN, LinearFactory
 from pretrain.accumulation import Schedule, SequentialSchedule
 from pretrain.checkpoint.manifest import Manifest
@@ -21,6 +20,7 @@ from pretrain.compilation import compile_blocks
 from pretrain.config import RunConfig, write_yaml
 from pretrain.description import describe
 from pretrain.environment import Processes
+from pretrain.initial import draw, without_weights
 from pretrain.masking import masking_of
 from pretrain.observe.log import RunLog
 from pretrain.observe.throughput import Throughput
@@ -30,7 +30,7 @@ from pretrain.parallel.groups import ProcessGroups, make_groups
 from pretrain.parallel.linears import ReleasingLinears
 from pretrain.parallel.teacher import ShardedTeacher
 from pretrain.parallel.watch import Watch
-from pretrain.parallel.zero import StudentEngine, join_processes
+from pretrain.parallel.zero import Partitioning, StudentEngine, join_processes
 from pretrain.preempt import StopRequest
 from pretrain.preflight import check_scales, check_vocabulary
 from pretrain.request import lay_out
@@ -177,9 +177,12 @@ def build_networks(
     releases = stage == 3 and groups.tp_size == 1  # megatron's linears do
     numbers = stages_of_run(config, pp_size=groups.pp_size)[groups.pp_rank]
     dtype = DTYPES[config.precision.dtype]
-    teacher = without_weights(Data2Vec(config.model, role="teacher", linears=linears, numbers=numbers)).to(dtype)
-    student = Data2Vec(config.model, linears=ReleasingLinears() if releases else linears, numbers=numbers)
-    initial = draw(student, config.training.seed, device, dtype if stage > 0 else torch.float32)
+    with torch.device("meta"):  # weights need memory only when they come
+        teacher = Data2Vec(config.model, role="teacher", linears=linears, numbers=numbers)
+        student = Data2Vec(config.model, linears=ReleasingLinears() if releases else linears, numbers=numbers)
+    teacher = without_weights(teacher).to(dtype)
+    held = dtype if stage > 0 else torch.float32
+    initial = draw(student, config.training.seed, device, held, Partitioning(ds_config, groups))
     if config.parallel.recompute:
         student.recompute_blocks()
     if config.parallel.compile == "blocks":
@@ -193,25 +196,6 @@ def build_networks(
     own = [piece for piece in engine.fragments if piece.group == TEACHER_GROUP]
     layout, gathered = engine.groups[TEACHER_GROUP], config.parallel.gathers_teacher
     return engine, ShardedTeacher(teacher, layout, own, groups, device, gathered=gathered)
-
-
-def without_weights(network: Data2Vec) -> Data2Vec:
-    """A network whose weights will come from elsewhere, and need no memory until then."""
-    for parameter in network.parameters():
-        parameter.data = parameter.data.new_empty(0)
-    return network
-
-
-def draw(student: Data2Vec, seed: int, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Draw the initial weights of a student in host memory, then move it to ``device`` in ``dtype``.
-
-    Returns:
-        by name the fp32 weights that were drawn: those themselves, for a copy might not fit beside them.
-    """
-    initialize(student, seed)
-    drawn = {name: parameter.detach() for name, parameter in student.named_parameters()}
-    student.to(device, dtype)
-    return drawn
 
 
 def make_schedule(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from deploy.doctor.findings import Finding
 
@@ -74,6 +74,7 @@ def deepspeed() -> Finding:
     from pretrain.environment import Processes, free_port
     from pretrain.optim import make_optimizer
     from pretrain.parallel.deepspeed_config import deepspeed_config
+    from pretrain.parallel.fragments import Stretch
     from pretrain.parallel.grid import Grid
     from pretrain.parallel.groups import make_groups
     from pretrain.parallel.zero import StudentEngine, join_processes, prebuilt_operators
@@ -86,7 +87,7 @@ def deepspeed() -> Finding:
     )
     groups, optim = make_groups(Grid(1, 1)), OptimSection(weight_decay=0.0, clip_norm=0.0)
     network = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
-    initial = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+    initial = {name: Stretch(0, weight.detach().clone().flatten()) for name, weight in network.named_parameters()}
     network = network.to(device, torch.bfloat16)
     config = deepspeed_config(optim, PrecisionSection(), ParallelSection(), microbatch_size=1, dp_size=1)
     optimizer = make_optimizer(network, {"0.weight", "0.bias"}, optim, 1, groups.tp_group)
@@ -94,15 +95,11 @@ def deepspeed() -> Finding:
     engine.start_from(initial)
     engine.backward(engine(torch.ones(1, 16, device=device, dtype=torch.bfloat16)).float().square().sum())
     engine.step(lr=0.01, eps=1e-12)
-    moved = torch.cat([_moved(piece.master, initial[piece.name]) for piece in engine.fragments])
+    moved = torch.cat([piece.master.cpu() - initial[piece.name].values for piece in engine.fragments])
     if not torch.allclose(moved.abs(), torch.tensor(0.01), rtol=1e-3):  # Adam's first step is lr in every direction
         return Finding("error", f"a ZeRO step of lr 0.01 moved weights by {moved.abs().min():.3g} to {moved.max():.3g}")
     built = ", ".join(prebuilt_operators()) or "none"
     return Finding("ok", f"{version('deepspeed')}: a ZeRO 1 step in bf16 is right; prebuilt operators: {built}")
-
-
-def _moved(after: Tensor, before: Tensor) -> Tensor:
-    return after.flatten().cpu() - before.flatten()
 
 
 def megatron() -> Finding:

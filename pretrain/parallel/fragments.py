@@ -8,6 +8,7 @@ itself (``SplitGroup``). The teacher and the checkpoints know nothing else of Ze
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -127,6 +128,19 @@ class Fragment:
         cut, shape = self.place.cut, self.place.shape
         real = self.place.numel if cut is None else self.place.numel // shape[cut.dim] * (cut.stop - cut.start)
         return max(0, min(self.stop, real) - self.start)
+
+
+class Stretch(NamedTuple):
+    """Values of a run of one parameter's elements."""
+
+    start: int
+    """First element, counted in the flattened parameter, or the part of it that this rank has."""
+    values: Tensor
+    """1-D."""
+
+    def between(self, start: int, stop: int) -> Tensor:
+        """Those of the elements from ``start`` to ``stop`` that are here."""
+        return self.values[max(0, start - self.start) : max(0, stop - self.start)]
 
 
 def pack(parameters: Sequence[tuple[str, tuple[int, ...], Cut | None]], dp_size: int) -> FlatGroup:

@@ -5,7 +5,7 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from model.linear import cut_of
 from pretrain.environment import Processes
 from pretrain.optim import FILLER
-from pretrain.parallel.fragments import Fragment
+from pretrain.parallel.fragments import Fragment, Stretch, split
 from pretrain.parallel.groups import ProcessGroups
 from pretrain.parallel.zero_handles import FlatPartitions, Handles, Replicated, SplitPartitions
 
@@ -99,13 +99,62 @@ def _identity(answer: Any) -> Any:
     return answer
 
 
+def _unit(groups: ProcessGroups) -> _ModelParallelUnit | None:
+    return _ModelParallelUnit(groups) if groups.dp_size < groups.world_size else None
+
+
+class Partitioning:
+    """What each data-parallel rank keeps of the student's weights while it is made: all, at stage 3 its part.
+
+    There it is DeepSpeed that cuts them, as it would in the engine, which leaves alone what it finds cut.
+    """
+
+    def __init__(self, config: dict[str, Any], groups: ProcessGroups) -> None:
+        """Args: from ``deepspeed_config``; the data-parallel ranks."""
+        self._config, self._groups = config, groups
+        self._is_split = int(config["zero_optimization"]["stage"]) == 3
+        self._partitioned: Any = None
+
+    def own(self, weights: Mapping[str, Tensor]) -> dict[str, Stretch]:
+        """By name what this rank keeps of whole weights; no copies of what it keeps whole."""
+        flat = {name: weight.detach().flatten() for name, weight in weights.items()}
+        if not self._is_split:
+            return {name: Stretch(0, weight) for name, weight in flat.items()}
+        layout = split([(name, tuple(weight.shape), None) for name, weight in flat.items()], self._groups.dp_size)
+        return {
+            place.name: Stretch(start, flat[place.name][start:stop].clone())
+            for place, start, stop, _ in layout.owned(self._groups.dp_rank)
+        }
+
+    def partition(self, module: nn.Module) -> None:
+        """Let go of what this rank does not keep of a module on its device, in the precision of its weights.
+
+        All ranks call it with the same modules in the same order.
+        """
+        if not self._is_split:
+            return
+        if self._partitioned is not None:
+            self._partitioned.convert_to_zero_parameters(list(module.parameters()))
+            return
+        unit = _unit(self._groups)
+        with _quiet():
+            import deepspeed
+
+            deepspeed.zero.Init(
+                module=module,
+                data_parallel_group=None if unit is None else self._groups.dp_group,
+                config_dict_or_path=self._config,
+                mpu=unit,
+            )
+        self._partitioned = next(module.parameters())
+
+
 class StudentEngine:
     """The student under DeepSpeed: forward, backward, step, and this rank's fp32 fragments.
 
-    At stage 3 DeepSpeed cuts every parameter after the whole student was built: for a moment each rank holds all of
-    it, in the compute precision on its device and (``pretrain.build``'s initial weights) in fp32 in host memory.
-    From then on a parameter is whole only around its module's forward and backward, unless it is small or soon used
-    again (``zero_optimization.stage3_param_persistence_threshold``, ``stage3_max_reuse_distance``; it stays whole from
+    At stage 3 the student comes cut (``Partitioning``): no rank ever holds all of it. A parameter is whole only around
+    its module's forward and backward, unless it is small or soon used again
+    (``zero_optimization.stage3_param_persistence_threshold``, ``stage3_max_reuse_distance``; it stays whole from
     forward to backward if what lies between, counted twice, is less than the latter, 1e9 elements by default). Its
     hooks are called by the engine's forward: nothing may call the student around it. Where microbatches of several
     modalities alternate, DeepSpeed's record of the order of modules never holds, so that it gathers without
@@ -128,7 +177,7 @@ class StudentEngine:
         """Hand ``student`` and ``optimizer`` to DeepSpeed.
 
         Args:
-            student: on its device, in the precision of its weights.
+            student: on its device, in the precision of its weights; at stage 3 cut by ``Partitioning``.
             optimizer: over the student's parameters; DeepSpeed points it at its own fp32 partitions.
             config: from ``deepspeed_config``.
             groups: the data-parallel ranks.
@@ -148,7 +197,7 @@ class StudentEngine:
                 optimizer=optimizer,
                 config=config,
                 dist_init_required=False,
-                mpu=_ModelParallelUnit(groups) if groups.dp_size < groups.world_size else None,
+                mpu=_unit(groups),
             )
         self._adam = optimizer
         self.adam_step = 0
@@ -163,16 +212,17 @@ class StudentEngine:
         self.groups, self.fragments = self._handles.groups, self._handles.fragments
 
     @torch.no_grad()
-    def start_from(self, initial: dict[str, Tensor]) -> None:
+    def start_from(self, initial: dict[str, Stretch]) -> None:
         """Set the fp32 weights, which DeepSpeed took from the student's: those may be rounded to bf16.
 
         Args:
-            initial: by name the fp32 weights that the student was rounded from.
+            initial: by name the fp32 weights that the student was rounded from: those that this rank owns, or more.
         Raises:
             RuntimeError: if DeepSpeed's tensors do not hold them where ``zero_handles`` looks.
         """
         for fragment in self.fragments:
-            expected = initial[fragment.name].reshape(-1)[fragment.start : fragment.stop].to(fragment.master.device)
+            known = initial[fragment.name].between(fragment.start, fragment.stop)
+            expected = known.to(fragment.master.device)
             if not torch.equal(fragment.master, expected.to(self._dtype).float()):
                 raise RuntimeError(f"DeepSpeed's layout is not the expected one: {fragment.name} differs")
             fragment.master.copy_(expected)

@@ -50,15 +50,16 @@ class Allocations(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
+            if isinstance(tensor, torch.Tensor) and not tensor.is_meta:
                 storage = tensor.untyped_storage()
                 if storage._cdata not in self._before:
                     self._alive[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
-        while (alive := self._bytes()) > self.peak and time.monotonic() < self._patient_until:
+        while (alive := self.alive()) > self.peak and time.monotonic() < self._patient_until:
             time.sleep(0.001)
         self.peak = max(self.peak, alive)
         return result
 
-    def _bytes(self) -> int:
+    def alive(self) -> int:
+        """The sum now."""
         self._alive = {key: entry for key, entry in self._alive.items() if not entry[0].expired()}
         return sum(size for _, size in self._alive.values())

@@ -1,4 +1,4 @@
-"""Worker of test_bytes: one real step of every case, in which live tensors and collectives are counted."""
+"""Worker of test_bytes: counts live tensors while a case is built, and these and collectives in one of its steps."""
 
 import dataclasses
 import gc
@@ -23,6 +23,7 @@ from pretrain.preempt import StopRequest
 from pretrain.sections import ParallelSection
 from pretrain.trainer import Trainer
 from tests.distributed.allocations import PATIENCE
+from tests.distributed.building import Building
 from tests.distributed.collectives import Collectives
 from tests.distributed.layout_worker import forget_groups
 from tests.distributed.synthetic import SyntheticMixture, run_config
@@ -143,11 +144,12 @@ def watch(trainer: Trainer, census: Census, collectives: Collectives) -> dict[st
 
 
 def run(case: Case, run_dir: Path, processes: Processes) -> dict[str, Any]:
-    """What this rank counts of the case, after two steps in which everything takes its place."""
+    """What this rank counts of the case: while it is built, and after two steps in which everything takes its place."""
     run_dir.mkdir(parents=True, exist_ok=True)
     before = everything()
     held = [one for one in gc.get_objects() if isinstance(one, torch.Tensor)]  # lest new ones get their addresses
     user = {"zero_optimization": case.engine} if case.engine else None
+    building = build.build_networks = Building()  # type: ignore[assignment]
     trainer = build.build_trainer(case.config, run_dir, processes, StopRequest(), resume="auto", user_deepspeed=user)
     trainer._throughput.start(0.0)
     for _ in range(2):
@@ -161,7 +163,7 @@ def run(case: Case, run_dir: Path, processes: Processes) -> dict[str, Any]:
     trainer.close()
     held.clear()
     calls = [[*key, *counted] for key, counted in collectives.calls.items()]
-    return seen | {"pp_rank": groups.pp_rank, "calls": calls}
+    return seen | {"building": building.counted, "pp_rank": groups.pp_rank, "calls": calls}
 
 
 def main() -> None:

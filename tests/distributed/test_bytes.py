@@ -110,6 +110,32 @@ def test_teacher_and_optimizer_are_there_once(counted: dict[str, list[dict[str, 
     assert 0 <= held - wanted <= number * (len(whole) if config.parallel.zero_stage == 3 else 4)
 
 
+@pytest.mark.parametrize(("number", "one"), ALL, ids=NAMES)
+def test_every_layout_starts_from_the_weights_of_one_process(
+    counted: dict[str, list[dict[str, Any]]], number: int, one: Case
+) -> None:
+    for rank in counted[one.name]:
+        assert rank["building"]["others"] == []
+
+
+@pytest.mark.parametrize("name", [one.name for _, one in ALL if one.parallel.get("zero_stage") == 3])
+def test_building_at_stage_3_takes_a_rank_s_share_and_two_blocks(
+    counted: dict[str, list[dict[str, Any]]], name: str
+) -> None:
+    """Of the student: the share of its weights as computed with, and of the fp32 weights that the optimizer starts
+    from. Those are let go of at the very end, when everything is there.
+    """
+    ((number, one),) = [each for each in ALL if each[1].name == name]
+    grid = make_grid(one.config.parallel, one.config.model, number)
+    parameters = student_parameters(one.config.model, tp_size=grid.tp_size)
+    share = sum(-(-parameter.numel // grid.dp_size) for parameter in parameters)
+    block = sum(parameter.numel for parameter in parameters if parameter.name.startswith("encoder.blocks.0."))
+    for rank in counted[name]:
+        tables = 3 * rank["after_step"]["tables"]  # in bf16; they are made in fp32
+        assert rank["building"]["student"] <= (4 + 2) * share + 2 * 4 * block + tables
+        assert rank["building"]["peak"] - rank["building"]["after"] <= 4 * share + 2 * 4 * block
+
+
 def test_weights_that_stage_3_gathers(counted: dict[str, list[dict[str, Any]]]) -> None:
     """All of them stay until the backward pass, unless it is far away."""
     for name in ("zero3", "zero3-far"):
