@@ -45,10 +45,12 @@ def _without_shared_memory_operator() -> None:
 
 def join_processes(processes: Processes, backend: str) -> None:
     """Start ``torch.distributed`` (and DeepSpeed's view of it) with what the launcher said."""
+    # DeepSpeed takes LOCAL_RANK for the number of the device; with srun --gpus-per-task=1 that is 0 everywhere
+    device = torch.cuda.current_device() if torch.cuda.is_available() else processes.local_rank
     os.environ.update(
         RANK=str(processes.rank),
         WORLD_SIZE=str(processes.world_size),
-        LOCAL_RANK=str(processes.local_rank),
+        LOCAL_RANK=str(device),
         LOCAL_SIZE=str(processes.local_size),
         MASTER_ADDR=processes.master_addr,
         MASTER_PORT=str(processes.master_port),
