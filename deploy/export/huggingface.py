@@ -77,7 +77,7 @@ def export(
         del model
         gc.collect()  # the reloaded model takes its place in memory
         found = difference(ours, folder, facts.modality, inputs)
-        parity = Parity(found, largest_difference(exact, ours), inputs.origin)
+        parity = Parity(found, largest_difference(inputs, exact, ours), inputs.origin)
         if not parity.difference <= TOLERANCE:
             raise RunError(f"{out}: not written: {parity}; at most {TOLERANCE} is right")
         write_card(folder, facts, head, dtype, f"{parity}")
@@ -113,4 +113,4 @@ def difference(ours: list[Tensor], folder: Path, modality: str, inputs: Inputs) 
     theirs = [bare(**given).last_hidden_state]
     if bare is not reloaded:
         theirs.append(reloaded(**given).logits)
-    return largest_difference(ours, theirs)
+    return largest_difference(inputs, ours, theirs)

@@ -42,6 +42,13 @@ class Inputs(NamedTuple):
         mask = {} if self.attention_mask is None else {"attention_mask": self.attention_mask}
         return {INPUTS[modality]: self.source, **mask}
 
+    def real(self, output: Tensor) -> Tensor:
+        """What an output has of real frames or tokens: rows (N, D) of (B, extra + T, D); others have no padding."""
+        if self.padding is None or output.dim() < 3:
+            return output
+        num_extra = output.shape[1] - self.padding.shape[1]
+        return output[torch.nn.functional.pad(~self.padding, (num_extra, 0), value=True)]
+
     def alone(self) -> "Inputs":
         """The last and shortest sample without the others, so without padding."""
         if self.attention_mask is None:

@@ -13,9 +13,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from deploy.cli import main
+from deploy.export import package
 from deploy.export.encoder import load_encoder
-from deploy.export.inference import expected
-from deploy.export.program import fp32_rounding
+from deploy.export.heads import write_head
+from deploy.export.inference import Inference, expected
+from deploy.export.program import difference, fp32_rounding
 from deploy.export.trained import Model
 from model.sections import AlibiConfig
 from pretrain.checkpoint.store import locate
@@ -31,6 +33,7 @@ MODELS = {
     "audio": audio(alibi=AlibiConfig(per_layer=True), num_extra_tokens=1),
     "text": text(max_positions=64, prenet_depth=1, alibi=AlibiConfig()),
 }
+ONE = torch.tensor([1])
 LENGTHS = {"audio": [1000, 333, 640], "text": [17, 1, 6]}
 SUFFIX = {"onnx": "onnx", "torch": "pt2"}
 TOLERANCES = {"onnx": 1e-5, "torch": 1e-6}
@@ -172,6 +175,43 @@ def test_what_differs_too_much_is_not_written(
     (line,) = capsys.readouterr().err.splitlines()
     assert "not written: largest difference to our model: " in line and "more than 1e-09 (--tolerance)" in line
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("dtype", "lost"), [(torch.float16, 0.1), (torch.bfloat16, 1.0), (torch.float32, 1e-5)])
+@torch.no_grad()
+def test_padded_frames_of_letters_are_no_difference(dtype: torch.dtype, lost: float) -> None:
+    """Their blanks are of the size of the type; real frames, and padded ones that are no blank, count."""
+    head, weights = head_of("ctc")
+    model, inputs = Model(random_encoder(audio()), head, weights), small_batch(audio())
+    exact, found = [expected(model, inputs)], [Inference(model, dtype)(**inputs.given("audio"))]
+    assert difference([inputs], exact, found) < lost
+    assert inputs.padding is not None and (found[0]["logits"][inputs.padding].amin() < -60_000).all()
+    wrong = [{"logits": found[0]["logits"] + 5.0}]
+    assert 4.99 < difference([inputs], exact, wrong) < 5.0 + lost
+    letter = [{"logits": found[0]["logits"].masked_fill(inputs.padding.unsqueeze(-1), 0).index_fill(2, ONE, 1.0)}]
+    assert difference([inputs], exact, letter) == torch.inf
+    strange = [{"other": torch.full((1,), torch.nan)} | one for one in (exact[0], found[0])]
+    assert not difference([inputs], strange[:1], strange[1:]) <= 1e9
+
+
+def test_wrong_letters_are_not_written_in_half_precision(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file whose logits are 5 off: the rounding that is allowed is that of real frames."""
+    config = dataclasses.replace(RECIPES["audio-tiny"](), model=MODELS["audio"])
+    write_checkpoint(tmp_path / "run", config)
+    write_head(locate(tmp_path / "run"), *head_of("ctc"))
+    assert export("torch", tmp_path / "run", tmp_path / "good.pt2", "--dtype", "fp16") == 0
+    assert float(capsys.readouterr().out.rsplit("moves outputs by up to ", 1)[1].split()[0].rstrip(";")) < 0.1
+    read = package.FORMAT.read
+
+    def off(path: Path) -> Program:
+        run = read(path)
+        return lambda given: {name: output + 5.0 for name, output in run(given).items()}
+
+    monkeypatch.setattr(package, "FORMAT", package.FORMAT._replace(read=off, other_kernels=True))
+    assert export("torch", tmp_path / "run", tmp_path / "bad.pt2", "--dtype", "fp16") == 2
+    assert "not written: largest difference to our model: 5.0" in capsys.readouterr().err
 
 
 def test_what_fp32_loses() -> None:
