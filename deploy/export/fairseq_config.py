@@ -19,21 +19,10 @@ _MODEL_ONLY: dict[str, Any] = {
     "layer_norm_first": False,
     "norm_affine": True,
     "shared_decoder": None,
-    "start_drop_path_rate": 0.0,
-    "end_drop_path_rate": 0.0,
 }
-_MODALITY_ONLY: dict[str, Any] = {
-    "start_drop_path_rate": 0.0,
-    "end_drop_path_rate": 0.0,
-    "mask_prob_min": None,
-    "keep_masked_pct": 0.0,
-    "mask_dropout": 0.0,
-    "mask_channel_prob": 0.0,
-    "local_grad_mult": 1.0,
-    "learned_alibi": False,
-}
+_MODALITY_ONLY: dict[str, Any] = {"learned_alibi": False}
 _IMAGE_ONLY: dict[str, Any] = {"fixed_positions": True, "transformer_decoder": False, "enc_dec_transformer": False}
-_AUDIO_ONLY: dict[str, Any] = {"extractor_mode": "layer_norm", "conv_pos_pre_ln": False, "encoder_zero_mask": True}
+_AUDIO_ONLY: dict[str, Any] = {"extractor_mode": "layer_norm", "conv_pos_pre_ln": False}
 _TEXT_ONLY: dict[str, Any] = {
     "learned_pos": True,
     "no_scale_embedding": True,
@@ -41,6 +30,18 @@ _TEXT_ONLY: dict[str, Any] = {
     "no_token_positional_embeddings": False,
 }
 """Options with the only value that our model knows."""
+_TRAINING_ONLY: dict[str, Any] = {
+    "start_drop_path_rate": 0.0,
+    "end_drop_path_rate": 0.0,
+    "mask_prob_min": None,
+    "keep_masked_pct": 0.0,
+    "remove_masks": False,
+    "mask_dropout": 0.0,
+    "mask_channel_prob": 0.0,
+    "encoder_zero_mask": True,
+    "local_grad_mult": 1.0,
+}
+"""Options of the model and of a modality that features do not depend on, with what our training does."""
 
 
 def model_config_from_fairseq(model: dict[str, Any], *, cls_rows: int, vocab_size: int | None = None) -> ModelConfig:
@@ -51,7 +52,8 @@ def model_config_from_fairseq(model: dict[str, Any], *, cls_rows: int, vocab_siz
         cls_rows: rows that the CLS term is summed over: batch per GPU times ``clone_batch``.
         vocab_size: rows of the embedding table of a text model, which the configuration does not tell.
     Raises:
-        ConfigError: for an option that our model does not have, naming it and its value.
+        ConfigError: for an option that our model does not have, naming it and its value; those of ``training_only``
+            are left out.
     """
     _refuse(model, _MODEL_ONLY, "model.")
     modality = _modality(model)
@@ -79,6 +81,18 @@ def model_config_from_fairseq(model: dict[str, Any], *, cls_rows: int, vocab_siz
     if modality == "audio":
         return ModelConfig(encoder=encoder, audio=_audio(side, common, path))
     return ModelConfig(encoder=encoder, image=_image(side, common, path, model["embed_dim"]))
+
+
+def training_only(model: dict[str, Any]) -> list[str]:
+    """Options, with their values, that ``model_config_from_fairseq`` leaves out: a training of ours does otherwise."""
+    modality = _modality(model)
+    sections = {"model.": model, f"model.modalities.{modality}.": model["modalities"][modality]}
+    return [
+        f"{path}{option} {section[option]!r}"
+        for path, section in sections.items()
+        for option, value in _TRAINING_ONLY.items()
+        if section.get(option, value) != value
+    ]
 
 
 def _modality(model: dict[str, Any]) -> str:

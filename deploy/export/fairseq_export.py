@@ -13,7 +13,7 @@ from deploy.export.encoder import chosen_modality, only
 from deploy.export.fairseq import fairseq_name, to_fairseq
 from deploy.export.fairseq_cfg import fairseq_cfg
 from deploy.export.fairseq_origin import HEAD, TEACHER, Origin, read_origin
-from deploy.export.fairseq_state import POSITIONS_NAME, WRAPPERS, teacher_fairseq_name
+from deploy.export.fairseq_state import POSITIONS_NAME, WRAPPERS, head_tensor_names, teacher_fairseq_name
 from deploy.export.heads import Head, read_head
 from model.config import ModelConfig
 from model.data2vec import Data2Vec
@@ -121,12 +121,9 @@ def _wrapped(
         raise RunError("only heads that were imported from fairseq can be exported to it")
     (wrapper,) = [wrapper for wrapper in WRAPPERS if wrapper.kind == head.kind]
     tensors = {wrapper.encoder + name: tensor for name, tensor in encoder.items()}
-    for pattern, place in wrapper.head.items():
-        theirs = pattern.replace(r"\w+", head.name).replace("\\", "")
-        for kind in ("weight", "bias"):
-            name = f"{place}.{kind}"
-            if name in weights:
-                tensors[f"{theirs}.{kind}"] = weights[name].to(_dtype(origin, HEAD + name))
+    for ours, theirs in head_tensor_names(wrapper, head.name).items():
+        if ours in weights:
+            tensors[theirs] = weights[ours].to(_dtype(origin, HEAD + ours))
     return tensors
 
 

@@ -5,12 +5,13 @@ omegaconf, argparse namespaces, dictionaries, enums) is built as ``_Stub``, whic
 nothing. A file that names any other function or class is refused.
 """
 
+import pickletools
 import re
 import warnings
 import zipfile
-from _compat_pickle import IMPORT_MAPPING
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ _STUBBED = re.compile(
 )
 """Names whose place a stub may take."""
 _DEFAULTDICT = "collections.defaultdict"
+_PICKLES_BEFORE_STORAGES = 5
+"""Of torch's format before 1.6, which is no archive: mark, version, sizes of types, the content, keys of storages."""
 _INTERPOLATION = re.compile(r"\$\{([\w.]+)\}")
 
 
@@ -33,9 +36,9 @@ class FairseqFile(NamedTuple):
     cfg: dict[str, Any]
     """The configuration of the training, plain values only."""
     student: dict[str, Tensor]
-    """``model`` without ``_ema``, as stored."""
+    """``model`` as stored, without ``_ema`` and without that of a model inside another, which fine-tuning leaves."""
     teacher: dict[str, Tensor] | None
-    """``_ema``, if there is one."""
+    """``_ema``, if there is one that holds anything."""
     num_updates: int
     """Optimizer steps made."""
     symbols: tuple[str, ...]
@@ -73,7 +76,11 @@ def read_file(path: Path) -> FairseqFile:
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise RunError(f"{path}: not a checkpoint of fairseq: it has no 'model'")
     student = dict(content["model"])
-    teacher = student.pop("_ema", None)
+    averages = {name: student.pop(name) for name in list(student) if str(name).rpartition(".")[2] == "_ema"}
+    wrong = [name for name, value in averages.items() if not isinstance(value, dict)]
+    if wrong:
+        raise RunError(f"{path}: {wrong[0]!r} in 'model' holds no tensors by name")
+    teacher = averages.get("_ema") or None
     wrong = [name for name, value in {**student, **(teacher or {})}.items() if not isinstance(value, Tensor)]
     if wrong:
         raise RunError(f"{path}: {wrong[0]!r} in 'model' is not a tensor")
@@ -99,7 +106,7 @@ def _load(path: Path) -> Any:
     if not path.is_file():
         raise RunError(f"{path}: no such file")
     is_zip = zipfile.is_zipfile(path)
-    names = _globals(path) if is_zip else []
+    names = _globals(path, is_zip)
     refused = sorted(name for name in names if not _STUBBED.fullmatch(name))
     if refused:
         raise _refused(path, refused[0])
@@ -115,12 +122,30 @@ def _load(path: Path) -> Any:
         raise _unreadable(path, error) from error
 
 
-def _globals(path: Path) -> list[str]:
-    """Functions and classes that a file names and torch does not know to be harmless."""
+def _globals(path: Path, is_zip: bool) -> list[str]:
+    """Functions and classes that a file names and torch does not know to be harmless; nothing is unpickled.
+
+    Of the older format only those that a stub may stand for: at others torch's unpickler stops by itself.
+    """
     try:
-        return torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        if is_zip:
+            return torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        with path.open("rb") as stream:
+            named = [_named(stream) for _ in range(_PICKLES_BEFORE_STORAGES)]
     except Exception as error:
         raise _unreadable(path, error) from error
+    return [name for name in set().union(*named) if _STUBBED.fullmatch(name)]
+
+
+def _named(stream: IO[bytes]) -> set[str]:
+    """What one pickle names, by the names of Python 3, as torch goes by; the stream then stands behind it."""
+    names = set()
+    for operation, argument, _ in pickletools.genops(stream):
+        if operation.name == "GLOBAL":
+            module, _, name = str(argument).partition(" ")
+            module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+            names.add(f"{module}.{name}")
+    return names
 
 
 def _refused(path: Path, dotted: str) -> RunError:

@@ -19,10 +19,11 @@ from torch import Tensor
 from data_pipelines.errors import DataError
 from deploy.export.fairseq_file import FairseqFile, read_file
 from deploy.export.fairseq_origin import HEAD, TEACHER, Origin, write_origin
-from deploy.export.fairseq_run import model_config, pretraining_section, run_config
+from deploy.export.fairseq_run import left_out, model_config, pretraining_section, run_config
 from deploy.export.fairseq_state import (
     Mapped,
     Wrapper,
+    check_head,
     current_names,
     flat,
     head_facts,
@@ -98,13 +99,14 @@ def translated(content: FairseqFile, letters: Path | None = None) -> Imported:
     )
     student = mapped(tensors, model, "encoder" if wrapper else "student")
     teacher = None if content.teacher is None or wrapper else mapped(current_names(content.teacher), model, "teacher")
-    head = _head(wrapper, content, head_weights, letters) if wrapper else None
+    student.notes.extend(left_out(cfg, modality))
+    head = _head(wrapper, content, head_weights, letters, model.encoder.dim) if wrapper else None
     return Imported(run_config(cfg, model), student, teacher, head, head_weights)
 
 
-def _head(wrapper: Wrapper, content: FairseqFile, weights: dict[str, Tensor], letters: Path | None) -> Head:
-    if "classifier.weight" not in weights or any(f"{name.partition('.')[0]}.bias" not in weights for name in weights):
-        raise RunError(f"holds only {', '.join(weights)} of its head")
+def _head(wrapper: Wrapper, content: FairseqFile, weights: dict[str, Tensor], letters: Path | None, dim: int) -> Head:
+    facts = head_facts(wrapper, content.cfg, content.student)
+    check_head(wrapper, facts["name"], weights, dim)
     labels: tuple[str, ...] = ()
     if wrapper.kind == "ctc":
         symbols = _symbols(letters) if letters else content.symbols
@@ -119,7 +121,7 @@ def _head(wrapper: Wrapper, content: FairseqFile, weights: dict[str, Tensor], le
         kind=wrapper.kind,
         num_outputs=len(weights["classifier.weight"]),
         labels=labels,
-        **head_facts(wrapper, content.cfg, content.student),
+        **facts,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from data_pipelines.config import AudioSourceConfig, DataConfig, ImageSourceConfig, TextSourceConfig
-from deploy.export.fairseq_config import model_config_from_fairseq
+from deploy.export.fairseq_config import model_config_from_fairseq, training_only
 from deploy.export.fairseq_options import completed
 from model.accounting import num_parameters
 from model.config import AudioConfig, ImageConfig, ModelConfig, TextConfig
@@ -14,16 +14,6 @@ from pretrain.config import RunConfig
 from pretrain.errors import RunError
 from pretrain.recipes.registry import RECIPES
 
-_FINE_TUNED: dict[str, Any] = {"start_drop_path_rate": 0.0, "end_drop_path_rate": 0.0}
-_FINE_TUNED_SIDE: dict[str, Any] = {
-    "start_drop_path_rate": 0.0,
-    "end_drop_path_rate": 0.0,
-    "mask_dropout": 0.0,
-    "mask_channel_prob": 0.0,
-    "local_grad_mult": 1.0,
-    "encoder_zero_mask": True,
-}
-"""Options that fine-tuning lays over those of pretraining, and that do not change what the encoder computes."""
 _SPEECH_MASK = {"mask_prob": 0.5, "mask_prob_adjust": 0.05, "mask_length": 5}
 """Of base audio: CTC fine-tuning overwrites the masks of pretraining with its own."""
 
@@ -62,13 +52,18 @@ def model_config(
         section["supported_modality"] = modality.upper()
         side = section["modalities"][modality]
         if fine_tuned:
-            section.update(_FINE_TUNED)
-            side.update(_FINE_TUNED_SIDE | (_SPEECH_MASK if modality == "audio" else {}))
+            side.update(_SPEECH_MASK if modality == "audio" else {})
             side["learned_alibi_scale"] = side["learned_alibi_scale"] or has_scale
         rows = int((cfg.get("dataset") or {}).get("batch_size") or 0) * section["clone_batch"]
         return model_config_from_fairseq(section, cls_rows=rows or 256, vocab_size=vocab_size)
     except (AttributeError, KeyError, TypeError) as error:
         raise RunError(f"cfg.model is not that of a data2vec 2.0 model ({type(error).__name__}: {error})") from error
+
+
+def left_out(cfg: dict[str, Any], modality: str) -> list[str]:
+    """What there is to say of options that ``model_config`` passes over."""
+    options = training_only(completed(cfg["model"]) | {"supported_modality": modality.upper()})
+    return [f"left out {', '.join(options)}, which only training reads"] if options else []
 
 
 def run_config(cfg: dict[str, Any], model: ModelConfig) -> RunConfig:

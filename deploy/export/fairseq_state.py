@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from deploy.export.fairseq import fairseq_name, from_fairseq, our_name, our_teacher_name
-from deploy.export.heads import Kind
+from deploy.export.heads import Kind, needed_shapes
 from model.config import ModelConfig
 from model.data2vec import Data2Vec, Role
 from model.errors import ConfigError
@@ -76,6 +76,33 @@ def unwrapped(student: dict[str, Tensor], wrapper: Wrapper) -> tuple[dict[str, T
         else:
             encoder[name.removeprefix(wrapper.encoder)] = tensor
     return encoder, head
+
+
+def head_tensor_names(wrapper: Wrapper, name: str) -> dict[str, str]:
+    """Our names of the tensors that a head may have -> fairseq's; ``name``: of the task, where there are tasks."""
+    return {
+        f"{place}.{kind}": f"{pattern}.{kind}".replace(r"\w+", name).replace("\\", "")
+        for pattern, place in wrapper.head.items()
+        for kind in ("weight", "bias")
+    }
+
+
+def check_head(wrapper: Wrapper, name: str, weights: dict[str, Tensor], dim: int) -> None:
+    """Compare a head's tensors with what its kind has on an encoder of width ``dim``.
+
+    Raises:
+        RunError: if one is missing, or of another shape; names it.
+    """
+    theirs, outputs = head_tensor_names(wrapper, name), weights.get("classifier.bias", torch.empty(0)).numel()
+    norm = any(ours.startswith("norm.") for ours in weights)
+    for ours, shape in needed_shapes(wrapper.kind, dim, outputs, norm=norm).items():
+        if ours not in weights:
+            raise RunError(f"lacks {theirs[ours]} of its head")
+        if weights[ours].shape != shape:
+            found = f"{theirs[ours]} has shape {tuple(weights[ours].shape)}"
+            raise RunError(f"{found}: a head for {wrapper.kind} on features of width {dim} needs {shape}")
+    if outputs == 0:
+        raise RunError(f"{theirs['classifier.bias']} is empty: a head without outputs")
 
 
 def current_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -66,6 +66,16 @@ def read_head(checkpoint: Path) -> tuple[Head, dict[str, Tensor]] | None:
         raise RunError(f"{description}: damaged head ({error}); import it again") from error
 
 
+def needed_shapes(kind: Kind, dim: int, num_outputs: int, *, norm: bool) -> dict[str, tuple[int, ...]]:
+    """Shapes of the weights of a head on an encoder of width ``dim``; ``norm``: it begins with a LayerNorm."""
+    shapes: dict[str, tuple[int, ...]] = {"classifier.bias": (num_outputs,), "classifier.weight": (num_outputs, dim)}
+    if kind == "sequence-classification":
+        shapes |= {"dense.weight": (dim, dim), "dense.bias": (dim,)}
+    if norm:
+        shapes |= {"norm.weight": (dim,), "norm.bias": (dim,)}
+    return shapes
+
+
 @torch.no_grad()
 def logits(
     head: Head, weights: dict[str, Tensor], features: Tensor, padding: Tensor | None, num_extra_tokens: int

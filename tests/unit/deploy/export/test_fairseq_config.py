@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from deploy.export.fairseq_config import conv_layers, model_config_from_fairseq
+from deploy.export.fairseq_config import conv_layers, model_config_from_fairseq, training_only
 from model.config import ModelConfig
 from model.errors import ConfigError
 from model.sections import AlibiConfig, DecoderConfig, LossConfig, MaskConfig, TargetConfig
@@ -186,32 +186,43 @@ def test_decoder_positions_arrive(option: str) -> None:
         ("image", "layer_norm_first", True),
         ("image", "norm_affine", False),
         ("image", "shared_decoder", {"decoder_dim": 8}),
-        ("image", "end_drop_path_rate", 0.1),
         ("image", IMAGE + "learned_alibi", True),
         ("image", IMAGE + "transformer_decoder", True),
         ("image", IMAGE + "enc_dec_transformer", True),
-        ("image", IMAGE + "local_grad_mult", 0.5),
         ("image", IMAGE + "embed_dim", 64),
-        ("image", IMAGE + "keep_masked_pct", 0.1),
         ("image", IMAGE + "decoder", None),
         ("audio", AUDIO + "extractor_mode", "default"),
         ("audio", AUDIO + "conv_pos_pre_ln", True),
-        ("audio", AUDIO + "encoder_zero_mask", False),
-        ("audio", AUDIO + "mask_channel_prob", 0.1),
-        ("audio", AUDIO + "mask_dropout", 0.1),
-        ("audio", AUDIO + "start_drop_path_rate", 0.1),
         ("audio", AUDIO + "num_alibi_heads", 2),
         ("text", TEXT + "learned_pos", False),
         ("text", TEXT + "no_scale_embedding", False),
         ("text", TEXT + "layernorm_embedding", False),
         ("text", TEXT + "no_token_positional_embeddings", True),
-        ("text", TEXT + "mask_prob_min", 0.2),
     ],
 )
 def test_unsupported_option_is_named_with_its_value(modality: str, option: str, value: Any) -> None:
     with pytest.raises(ConfigError) as error:
         ours(modality, **{option: value})
     assert f"model.{option}: {value!r}" in str(error.value)
+
+
+@pytest.mark.parametrize(("modality", "path"), [("image", IMAGE), ("audio", AUDIO), ("text", TEXT)])
+def test_options_that_only_training_reads_are_left_out_and_named(modality: str, path: str) -> None:
+    changes = {
+        "start_drop_path_rate": 0.05,
+        "end_drop_path_rate": 0.1,
+        path + "end_drop_path_rate": 0.2,
+        path + "mask_prob_min": 0.2,
+        path + "keep_masked_pct": 0.1,
+        path + "remove_masks": True,
+        path + "mask_dropout": 0.1,
+        path + "mask_channel_prob": 0.25,
+        path + "encoder_zero_mask": False,
+        path + "local_grad_mult": 0.5,
+    }
+    assert ours(modality, **changes) == ours(modality)
+    assert training_only(fairseq_config(modality)) == []
+    assert training_only(fairseq_config(modality, **changes)) == [f"model.{n} {v!r}" for n, v in changes.items()]
 
 
 @pytest.mark.parametrize(("option", "value"), [("alibi_distance", "chebyshev"), ("alibi_dims", 1)])

@@ -98,8 +98,11 @@ class Dictionary:
         self.symbols, self.indices, self.count = list(SYMBOLS), {s: i for i, s in enumerate(SYMBOLS)}, []
 
 
-def test_objects_of_other_libraries_become_plain_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """omegaconf with interpolations, an enum, a dictionary, a namespace: as older fairseq wrote them."""
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_objects_of_other_libraries_become_plain_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_zip: bool
+) -> None:
+    """omegaconf with interpolations, an enum, a dictionary, a namespace: as older fairseq and torch wrote them."""
     module_of(monkeypatch, "omegaconf.dictconfig", DictConfig)
     module_of(monkeypatch, "omegaconf.nodes", AnyNode)
     module_of(monkeypatch, "examples.data2vec.data.modality", Modality)
@@ -116,7 +119,8 @@ def test_objects_of_other_libraries_become_plain_values(tmp_path: Path, monkeypa
     }
     state = {"target_dictionary": Dictionary()}
     file = content(DictConfig(values), {"a": torch.ones(2)}, state) | {"args": argparse.Namespace(arch="x")}
-    path = save(file, tmp_path / "old.pt")
+    path = tmp_path / "old.pt"
+    torch.save(file, path, _use_new_zipfile_serialization=is_zip)
     for name in [name for name in sys.modules if name.partition(".")[0] in ("omegaconf", "fairseq", "examples")]:
         monkeypatch.delitem(sys.modules, name)
     found = read_file(path)
@@ -132,6 +136,7 @@ def test_objects_of_other_libraries_become_plain_values(tmp_path: Path, monkeypa
     }
     assert found.symbols == tuple(SYMBOLS)
     assert (found.num_updates, list(found.student), found.teacher) == (400, ["a"], None)
+    assert torch.equal(found.student["a"], torch.ones(2))
 
 
 @pytest.mark.parametrize(
@@ -142,6 +147,7 @@ def test_objects_of_other_libraries_become_plain_values(tmp_path: Path, monkeypa
         ({"cfg": None, "args": {"arch": "wav2vec2"}}, "of a time before data2vec 2.0"),
         ({"optimizer_history": 5}, "what lies beside the tensors"),
         ({"model": {"blocks.0.norm1.weight": 5}}, "'blocks.0.norm1.weight' in 'model' is not a tensor"),
+        ({"model": {"_ema": 5}}, "'_ema' in 'model' holds no tensors by name"),
     ],
     ids=str,
 )
@@ -152,17 +158,26 @@ def test_files_without_what_is_needed(tmp_path: Path, change: dict[str, Any], wo
     assert str(error.value).startswith(f"{path}: ") and words in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["_ema", "w2v_encoder.w2v_model._ema"])
+@pytest.mark.parametrize("average", [{}, {"blocks.0.norm1.weight": torch.ones(2)}], ids=["empty", "full"])
+def test_averages_that_are_empty_or_of_a_model_inside_another(tmp_path: Path, name: str, average: Any) -> None:
+    """An empty one is none, and that of a wrapped model is not the file's."""
+    found = read_file(save(content({"model": {}}, {"a": torch.ones(2), name: average}), tmp_path / "model.pt"))
+    assert list(found.student) == ["a"]
+    assert (found.teacher is not None) == (name == "_ema" and len(average) > 0)
+
+
 def test_configuration_that_names_itself_ends(tmp_path: Path) -> None:
     cfg = {"model": {"a": "${model}", "b": "${model.b}"}}
     with pytest.raises(RunError, match="what lies beside the tensors"):
         read_file(save(content(cfg, {"x": torch.ones(1)}), tmp_path / "loop.pt"))
 
 
-@pytest.mark.parametrize("kind", ["text", "empty", "cut", "pickle", "folder", "missing"])
+@pytest.mark.parametrize("kind", ["text", "empty", "cut", "cut-old", "pickle", "folder", "missing"])
 def test_what_is_no_file_of_torch(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "bad.pt"
-    if kind == "cut":
-        save(pretrained(MINI), path)
+    if kind.startswith("cut"):
+        torch.save(pretrained(MINI), path, _use_new_zipfile_serialization=kind == "cut")
         path.write_bytes(path.read_bytes()[:-1000])
     elif kind == "pickle":
         path.write_bytes(pickle.dumps({"model": {}}))
