@@ -24,7 +24,6 @@ from deploy.export.data2vec2.modeling import MODEL_CLASSES
 from deploy.export.folder import new_folder, refuse_occupied
 from deploy.export.inputs import Inputs
 from deploy.export.processors import write_processors
-from deploy.export.standalone import FILE_NAME, modeling_source
 from deploy.export.trained import DTYPES, Model, Parity, largest_difference, load
 from deploy.export.transformers_config import transformers_config
 from pretrain.errors import RunError
@@ -99,7 +98,6 @@ def write_model(model: Model, dtype: torch.dtype, folder: Path) -> None:
         parameter.data = parameter.data.float()
     described = transformers_config(model.encoder.config, dtype, model.head, has_norm="norm.weight" in model.weights)
     described.save_pretrained(folder)
-    (folder / FILE_NAME).write_text(modeling_source(), encoding="utf-8")
 
 
 @torch.no_grad()

@@ -6,6 +6,14 @@ from importlib.resources import files
 FILE_NAME = "modeling_data2vec2.py"
 _MODULES = ("configuration", "frontends", "modeling")
 """In an order in which each needs only those before it."""
+_ITSELF = f'''\
+FILE_NAME = "{FILE_NAME}"
+
+
+def modeling_source() -> str:
+    """This file."""
+    return Path(__file__).read_text(encoding="utf-8")'''
+"""What the file has in place of this module, which writes it."""
 _HEADER = '''\
 """data2vec 2.0 encoders for transformers, in one file that needs torch and transformers only.
 
@@ -36,6 +44,7 @@ def modeling_source() -> str:
                 members.setdefault(node.module, set()).update(alias.name for alias in node.names)
         last = imports[-1].end_lineno
         bodies.append("\n".join(source.splitlines()[last:]).strip())
+    members.setdefault("pathlib", set()).add("Path")
     lines = [f"import {name}" for name in sorted(plain)]
     lines += [f"from {module} import {', '.join(sorted(members[module]))}" for module in sorted(members)]
-    return "\n\n\n".join([_HEADER + "\n" + "\n".join(lines), *bodies]) + "\n"
+    return "\n\n\n".join([_HEADER + "\n" + "\n".join(lines), _ITSELF, *bodies]) + "\n"

@@ -7,6 +7,7 @@ import torch
 from deploy.export.data2vec2.configuration import Data2Vec2Config
 from deploy.export.data2vec2.modeling import MODEL_CLASSES
 from deploy.export.heads import Head
+from deploy.export.standalone import FILE_NAME
 from model.config import AudioConfig, ImageConfig, ModelConfig, TextConfig
 from model.sections import ModalityConfig
 
@@ -15,7 +16,7 @@ _AUTO_CLASSES = {
     "sequence-classification": "AutoModelForSequenceClassification",
     "ctc": "AutoModelForCTC",
 }
-_MODULE = "modeling_data2vec2"
+_MODULE = FILE_NAME.removesuffix(".py")
 
 
 def transformers_config(

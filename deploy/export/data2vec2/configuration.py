@@ -1,9 +1,12 @@
 """The configuration of a data2vec 2.0 encoder in transformers' form."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 from transformers import PretrainedConfig
+
+from deploy.export.standalone import FILE_NAME, modeling_source
 
 
 class Data2Vec2Config(PretrainedConfig):
@@ -69,6 +72,12 @@ class Data2Vec2Config(PretrainedConfig):
         self.pooling, self.head_norm = pooling, head_norm
         super().__init__(**kwargs)
         self.pad_token_id = pad_token_id
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """Write config.json, and beside it the file that its auto_map names, so that saved models load anywhere."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if getattr(self, "auto_map", None):
+            (Path(save_directory) / FILE_NAME).write_text(modeling_source(), encoding="utf-8")
 
     @property
     def inputs_to_logits_ratio(self) -> int:

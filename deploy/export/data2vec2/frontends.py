@@ -1,6 +1,7 @@
 """Blocks of a data2vec 2.0 encoder, and its frontends: from raw input to tokens."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,14 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Post-LN transformer block."""
+    """Post-LN transformer block; with gradient checkpointing it is computed again in the backward pass.
+
+    Not a GradientCheckpointingLayer: the module of that class imports torchaudio, which images and text do without.
+    """
+
+    gradient_checkpointing = False
+    """Set by transformers, together with the function, in every module that has it."""
+    _gradient_checkpointing_func: Callable[..., Tensor]
 
     def __init__(self, config: Data2Vec2Config) -> None:
         super().__init__()
@@ -62,6 +70,12 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Tokens (B, T, D) -> (B, T, D)."""
+        if self.gradient_checkpointing and self.training:
+            return self._gradient_checkpointing_func(self.compute, x, bias)
+        return self.compute(x, bias)
+
+    def compute(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """See ``forward``."""
         x = self.norm1(x + self.attention(x, bias))
         return self.norm2(x + self.mlp(x))
 

@@ -8,11 +8,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput, ImageClassifierOutput, ModelOutput, SequenceClassifierOutput
+from transformers.utils import can_return_tuple
 
 from deploy.export.data2vec2.configuration import Data2Vec2Config
 from deploy.export.data2vec2.frontends import FRONTENDS, Block, Frontend, ImageFrontend, sincos_positions
 
 INPUTS = {"image": "pixel_values", "audio": "input_values", "text": "input_ids"}
+EMBEDDINGS = {"image": "local", "audio": "local", "text": "local.tokens"}
+"""Module of a frontend that helpers of transformers look for, to resize it or to hook its output."""
 HEAD_NORM_EPS = 1e-6
 
 
@@ -47,6 +50,8 @@ class Data2Vec2PreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     _no_split_modules: ClassVar[list[str]] = ["Block"]
     _supports_sdpa = True
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # else Trainer leaves it to the loss to divide by the steps that it accumulates
 
     def __init__(self, config: Data2Vec2Config) -> None:
         super().__init__(config)
@@ -78,46 +83,62 @@ class Data2Vec2Model(Data2Vec2PreTrainedModel):
         self.encoder = Encoder(config)
         self.post_init()
 
+    def get_input_embeddings(self) -> nn.Module:
+        """What makes tokens of the raw input; of text the table (V, D)."""
+        return self.get_submodule(f"frontends.{self.config.modality}.{EMBEDDINGS[self.config.modality]}")
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Put another module in that place."""
+        self.set_submodule(f"frontends.{self.config.modality}.{EMBEDDINGS[self.config.modality]}", value)
+
+    @can_return_tuple
     def forward(
         self,
+        source: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
         pixel_values: Tensor | None = None,
         input_values: Tensor | None = None,
         input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> Data2Vec2Output | tuple[Any, ...]:
-        """Encode a batch; the inputs of other modalities than the model's stay None.
+        output_attentions: bool | None = None,
+        **kwargs: Any,
+    ) -> Data2Vec2Output:
+        """Encode a batch; ``return_dict=False`` gives a plain tuple, other arguments (token_type_ids) are not read.
 
         Args:
+            source: the input of the model's modality by position; by name it is one of the three.
+            attention_mask: (B, L) or (B, T), 1 for real samples or tokens; None if all are real.
             pixel_values: images (B, C, S, S), normalised as preprocessor_config.json says.
             input_values: waveforms (B, L), each of mean 0 and variance 1, padded with 0.
             input_ids: token numbers (B, T).
-            attention_mask: (B, L) or (B, T), 1 for real samples or tokens; None if all are real.
             output_hidden_states: also return the input of the first block and the output of every block.
-            return_dict: False returns a plain tuple.
+            output_attentions: cannot be had.
+        Raises:
+            ValueError: for the input of another modality, two inputs, or an output that cannot be had.
         """
+        if self.config.output_attentions if output_attentions is None else output_attentions:
+            raise ValueError("output_attentions: fused attention keeps no weights, so there are none to return")
         given = {"pixel_values": pixel_values, "input_values": input_values, "input_ids": input_ids}
-        source = given.pop(self.main_input_name)
-        if source is None or any(other is not None for other in given.values()):
-            raise ValueError(f"this is an encoder of {self.config.modality}: give it {self.main_input_name}")
+        named = given.pop(self.main_input_name)
+        if (source is None) == (named is None) or any(other is not None for other in given.values()):
+            raise ValueError(f"this is an encoder of {self.config.modality}: give it {self.main_input_name} alone")
         frontend = self.frontends[self.config.modality]
         assert isinstance(frontend, Frontend)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        x, mask = frontend(source, attention_mask)
+        x, mask = frontend(named if source is None else source, attention_mask)
         states = [x]
         for block, bias in zip([*frontend.blocks, *self.encoder.blocks], frontend.biases(x, mask), strict=True):
             x = block(x, bias)
             if output_hidden_states:
                 states.append(x)
-        output = Data2Vec2Output(
+        return Data2Vec2Output(
             last_hidden_state=x,
             pooler_output=mean_of_tokens(x, mask, self.config.num_extra_tokens),
             hidden_states=tuple(states) if output_hidden_states else None,
             attention_mask=None if mask is None else mask.long(),
         )
-        return output.to_tuple() if return_dict is False else output
 
 
 def mean_of_tokens(x: Tensor, mask: Tensor | None, num_extra_tokens: int) -> Tensor:
@@ -145,13 +166,22 @@ class Data2Vec2WithHead(Data2Vec2PreTrainedModel):
         """What the head makes of the encoder's output."""
         raise NotImplementedError
 
-    def encode(self, inputs: dict[str, Any]) -> Data2Vec2Output:
+    def encode(self, **inputs: Any) -> Data2Vec2Output:
         """The encoder's output as an object."""
         return self.data2vec2(**inputs | {"return_dict": True})
 
+    def classified(self, labels: Tensor | None, kind: type[ModelOutput], **inputs: Any) -> ModelOutput:
+        """Run a classifier; its loss is transformers' own for the ``problem_type``, computed in fp32."""
+        output = self.encode(**inputs)
+        logits, loss = self.logits(output), None
+        if labels is not None:
+            labels = labels if self.config.num_labels > 1 else labels.float()
+            loss = self.loss_function(labels, logits.float(), self.config)
+        return kind(loss=loss, logits=logits, hidden_states=output.hidden_states)
 
-class Data2Vec2ForImageClassification(Data2Vec2WithHead):
-    """Mean over the patches (or the first token), LayerNorm, linear: as fairseq fine-tunes on ImageNet."""
+
+class PooledHead(Data2Vec2WithHead):
+    """Mean over the tokens (or the first token), LayerNorm, linear."""
 
     def make_head(self, config: Data2Vec2Config) -> None:
         """See ``Data2Vec2WithHead``."""
@@ -163,25 +193,36 @@ class Data2Vec2ForImageClassification(Data2Vec2WithHead):
         first = self.config.pooling == "first"
         return self.classifier(self.norm(output.last_hidden_state[:, 0] if first else output.pooler_output))
 
+
+class Data2Vec2ForImageClassification(PooledHead):
+    """Over patches: as fairseq fine-tunes on ImageNet."""
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: Tensor | None = None, labels: Tensor | None = None, **kwargs: Any
+    ) -> ImageClassifierOutput:
+        """Logits (B, classes), and with ``labels``, (B,) or (B, classes), the loss; others as of the encoder."""
+        return self.classified(labels, ImageClassifierOutput, pixel_values=pixel_values, **kwargs)
+
+
+class Data2Vec2ForAudioClassification(PooledHead):
+    """The same head over the frames of waveforms."""
+
+    @can_return_tuple
     def forward(
         self,
-        pixel_values: Tensor | None = None,
         input_values: Tensor | None = None,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         **kwargs: Any,
-    ) -> ImageClassifierOutput | tuple[Any, ...]:
-        """Logits (B, classes), and with ``labels`` (B,) the cross entropy; other arguments as of the encoder."""
-        inputs = {"pixel_values": pixel_values, "input_values": input_values, "attention_mask": attention_mask}
-        return classified(self, inputs | kwargs, labels, ImageClassifierOutput)
-
-
-class Data2Vec2ForAudioClassification(Data2Vec2ForImageClassification):
-    """The same head over the frames of waveforms."""
+    ) -> SequenceClassifierOutput:
+        """Logits (B, classes), and with ``labels``, (B,) or (B, classes), the loss; others as of the encoder."""
+        inputs = {"input_values": input_values, "attention_mask": attention_mask}
+        return self.classified(labels, SequenceClassifierOutput, **inputs, **kwargs)
 
 
 class Data2Vec2ForSequenceClassification(Data2Vec2WithHead):
-    """First token, linear, tanh, linear: as fairseq fine-tunes on GLUE; one class is a regression."""
+    """First token, linear, tanh, linear: as fairseq fine-tunes on GLUE."""
 
     def make_head(self, config: Data2Vec2Config) -> None:
         """See ``Data2Vec2WithHead``."""
@@ -193,16 +234,17 @@ class Data2Vec2ForSequenceClassification(Data2Vec2WithHead):
         first = output.last_hidden_state[:, self.config.num_extra_tokens]
         return self.classifier(torch.tanh(self.dense(first)))
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         **kwargs: Any,
-    ) -> SequenceClassifierOutput | tuple[Any, ...]:
-        """Logits (B, classes), and with ``labels`` (B,) the loss; other arguments as of the encoder."""
+    ) -> SequenceClassifierOutput:
+        """Logits (B, classes), and with ``labels``, (B,) or (B, classes), the loss; others as of the encoder."""
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        return classified(self, inputs | kwargs, labels, SequenceClassifierOutput)
+        return self.classified(labels, SequenceClassifierOutput, **inputs, **kwargs)
 
 
 class Data2Vec2ForCTC(Data2Vec2WithHead):
@@ -222,16 +264,16 @@ class Data2Vec2ForCTC(Data2Vec2WithHead):
         blank[self.config.pad_token_id] = 0
         return torch.where(mask[:, num_extra:, None].bool(), logits, blank.to(logits.dtype))
 
+    @can_return_tuple
     def forward(
         self,
         input_values: Tensor | None = None,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         **kwargs: Any,
-    ) -> CausalLMOutput | tuple[Any, ...]:
+    ) -> CausalLMOutput:
         """Logits (B, T, letters), and with ``labels`` (B, S), padded with -100, the CTC loss per letter."""
-        return_dict = kwargs.pop("return_dict", None)
-        output = self.encode({"input_values": input_values, "attention_mask": attention_mask} | kwargs)
+        output = self.encode(input_values=input_values, attention_mask=attention_mask, **kwargs)
         logits, loss, num_extra = self.logits(output), None, self.config.num_extra_tokens
         if labels is not None:
             mask = output.attention_mask
@@ -245,23 +287,7 @@ class Data2Vec2ForCTC(Data2Vec2WithHead):
                 blank=self.config.pad_token_id,
                 zero_infinity=True,
             )
-        result = CausalLMOutput(loss=loss, logits=logits, hidden_states=output.hidden_states)
-        return result.to_tuple() if return_dict is False else result
-
-
-def classified(
-    model: Data2Vec2WithHead, inputs: dict[str, Any], labels: Tensor | None, kind: type[ModelOutput]
-) -> ModelOutput | tuple[Any, ...]:
-    """Run a classifier; its loss is the squared error for one class, else the cross entropy."""
-    return_dict = inputs.pop("return_dict", None)
-    output = model.encode(inputs)
-    logits, loss = model.logits(output), None
-    if labels is not None and model.config.num_labels == 1:
-        loss = functional.mse_loss(logits[:, 0].float(), labels.float())
-    elif labels is not None:
-        loss = functional.cross_entropy(logits.float(), labels)
-    result = kind(loss=loss, logits=logits, hidden_states=output.hidden_states)
-    return result.to_tuple() if return_dict is False else result
+        return CausalLMOutput(loss=loss, logits=logits, hidden_states=output.hidden_states)
 
 
 MODEL_CLASSES = {
