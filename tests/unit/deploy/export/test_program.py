@@ -202,7 +202,7 @@ def test_wrong_letters_are_not_written_in_half_precision(
     write_checkpoint(tmp_path / "run", config)
     write_head(locate(tmp_path / "run"), *head_of("ctc"))
     assert export("torch", tmp_path / "run", tmp_path / "good.pt2", "--dtype", "fp16") == 0
-    assert float(capsys.readouterr().out.rsplit("moves outputs by up to ", 1)[1].split()[0].rstrip(";")) < 0.1
+    assert float(capsys.readouterr().out.rsplit("moves outputs by up to ", 1)[1].split()[0].rstrip(");")) < 0.1
     read = package.FORMAT.read
 
     def off(path: Path) -> Program:
