@@ -20,6 +20,7 @@ from pretrain.compilation import compile_blocks
 from pretrain.config import RunConfig, write_yaml
 from pretrain.description import describe
 from pretrain.environment import Processes
+from pretrain.errors import RunError
 from pretrain.initial import draw, without_weights
 from pretrain.masking import masking_of
 from pretrain.observe.log import RunLog
@@ -100,7 +101,7 @@ def build_trainer(
         first_step=state.step,
     )
     for reason in refused:
-        log.event(state.step, "alarm", reason)
+        log.event(state.step, "alarm", f"{reason}; the next save renames it to refused-...")
     log.event(state.step, "resume" if checkpoint else "start", describe(config, groups, device, checkpoint))
     dtype = DTYPES[config.precision.dtype]
     task = Data2VecTask(config.model, engine, teacher, device=device, dtype=dtype, seed=config.training.seed)
@@ -145,6 +146,8 @@ def _found(
         check_fresh(run_dir)
     checkpoint, refused = choose(run_dir, groups)
     if checkpoint is None:
+        if refused:  # to begin anew would throw away what may be mended, or what a newer release reads
+            raise RunError(f"{run_dir}: no checkpoint is whole ({refused[0]}); mend one, or choose another --run-dir")
         return None, refused, {}
     check_continues(config, checkpoint)
     return checkpoint, refused, dict(Manifest.read(checkpoint).run_ids)

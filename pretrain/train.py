@@ -80,7 +80,7 @@ def _steps(request: Request, processes: Processes, stop: preempt.StopRequest) ->
         return trainer.train()
     except ValueError as error:
         trainer.fail(error)
-        if not isinstance(error.__cause__, RuntimeError):  # then it is about other processes: their machine may be gone
+        if not isinstance(error.__cause__, RuntimeError):  # then it is about other machines, or about storage
             preempt.mark_failed(run_dir, str(error))
         raise
     finally:

@@ -144,7 +144,7 @@ def choose(run_dir: Path, groups: ProcessGroups) -> tuple[Path | None, list[str]
             problem = _damage(candidate, groups)
             if problem is None:
                 return candidate, refused
-            refused.append(f"{candidate.name} is damaged: {problem}; the next save renames it to refused-...")
+            refused.append(f"{candidate.name} is damaged: {problem}")
     return None, refused
 
 

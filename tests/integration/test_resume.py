@@ -40,6 +40,21 @@ def arguments(shards: Path, run_dir: Path, *extra: str) -> list[str]:
     ]
 
 
+def start(words: list[str]) -> subprocess.CompletedProcess[str]:
+    """A run of one process that may fail."""
+    command = [sys.executable, "-m", "deploy.cli", *words]
+    environment = rank_environment(0, 1, free_port())
+    return subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True)
+
+
+def damage(checkpoint: Path) -> None:
+    """Change one bit of its weights."""
+    victim = checkpoint / "rank-00000.safetensors"
+    content = bytearray(victim.read_bytes())
+    content[-100] ^= 1
+    victim.write_bytes(bytes(content))
+
+
 def tensors(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
     """Every tensor of a checkpoint: weights, moments, teacher."""
     checkpoint = run_dir / "checkpoints" / f"step-{step:08d}"
@@ -141,10 +156,7 @@ def test_damaged_newest_checkpoint_falls_back_and_says_so(tmp_path: Path, digit_
     run_dir = tmp_path / "run"
     run_ranks("deploy.cli", arguments(digit_shards, run_dir), 1)
     newest = complete_checkpoints(run_dir)[-1]
-    victim = newest / "rank-00000.safetensors"
-    content = bytearray(victim.read_bytes())
-    content[-100] ^= 1
-    victim.write_bytes(bytes(content))
+    damage(newest)
     (run_dir / "DONE").unlink()  # a run that is done ends before it reads its checkpoints
     run_ranks("deploy.cli", arguments(digit_shards, run_dir), 1)
     events = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
@@ -152,6 +164,18 @@ def test_damaged_newest_checkpoint_falls_back_and_says_so(tmp_path: Path, digit_
     assert any(newest.name in message and "checksum" in message for message in messages)
     assert any("from step-00000020" in message for message in messages)
     assert len(list(newest.parent.glob(f"refused-{newest.name}-*"))) == 1, "it makes room for the step done again"
+
+
+def test_run_without_a_whole_checkpoint_does_not_begin_anew(tmp_path: Path, digit_shards: Path) -> None:
+    run_dir = tmp_path / "run"
+    run_ranks("deploy.cli", arguments(digit_shards, run_dir, "--training.max-steps=4"), 1)
+    (run_dir / "DONE").unlink()
+    (only,) = complete_checkpoints(run_dir)
+    damage(only)
+    process = start(arguments(digit_shards, run_dir, "--training.max-steps=4"))
+    assert process.returncode == 2
+    assert f"no checkpoint is whole ({only.name} is damaged: " in process.stderr
+    assert complete_checkpoints(run_dir) == [only]
 
 
 def test_done_run(tmp_path: Path, digit_shards: Path) -> None:
@@ -175,13 +199,7 @@ def test_other_config_is_refused(tmp_path: Path, digit_shards: Path) -> None:
     run_dir = tmp_path / "run"
     run_ranks("deploy.cli", arguments(digit_shards, run_dir, "--training.max-steps=4"), 1)
     (run_dir / "DONE").unlink()
-    process = subprocess.run(
-        [sys.executable, "-m", "deploy.cli", *arguments(digit_shards, run_dir, "--optim.lr=0.5")],
-        env=rank_environment(0, 1, free_port()),
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-    )
+    process = start(arguments(digit_shards, run_dir, "--optim.lr=0.5"))
     assert process.returncode == 2
     assert len(process.stderr.strip().splitlines()) == 1
     assert "optim.lr: 0.003 -> 0.5" in process.stderr
@@ -197,13 +215,7 @@ def test_what_a_restart_does_not_mend_is_marked(tmp_path: Path, digit_shards: Pa
             content[place] ^= 1
         shard.write_bytes(content)
     for _ in range(2):
-        process = subprocess.run(
-            [sys.executable, "-m", "deploy.cli", *arguments(shards, run_dir)],
-            env=rank_environment(0, 1, free_port()),
-            cwd=REPOSITORY,
-            capture_output=True,
-            text=True,
-        )
+        process = start(arguments(shards, run_dir))
         assert process.returncode == 2
         assert (run_dir / "FAILED").read_text() in process.stderr
         assert "CRC-32" in process.stderr
