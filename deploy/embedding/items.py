@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from data_pipelines.errors import DataError
 from data_pipelines.reader import Reader
-from data_pipelines.transforms.audio import audio_bytes
-from data_pipelines.transforms.image import image_bytes
-from data_pipelines.transforms.text import token_bytes
+from data_pipelines.transforms.audio import audio_member
+from data_pipelines.transforms.image import image_member
+from data_pipelines.transforms.text import token_member
 
 SUFFIXES = {
     "image": (".jpg", ".jpeg", ".png", ".webp"),
@@ -17,7 +17,7 @@ SUFFIXES = {
     "text": (".txt",),
 }
 """Of the files that are taken from a folder; a file that is named itself may have any."""
-_MEMBERS = {"image": image_bytes, "audio": audio_bytes, "text": token_bytes}
+_MEMBERS = {"image": image_member, "audio": audio_member, "text": token_member}
 
 
 class Item(NamedTuple):
@@ -76,9 +76,14 @@ def _file(path: Path) -> Item:
 
 def _samples(reader: Reader, modality: str) -> list[Item]:
     def sample(number: int) -> Item:
-        return Item(reader.key(number), lambda: _MEMBERS[modality](reader.read(number).members), in_shard=True)
+        return Item(reader.key(number), lambda: _content(reader, number, modality), in_shard=True)
 
     return [sample(number) for number in range(len(reader))]
+
+
+def _content(reader: Reader, number: int, modality: str) -> bytes:
+    (content,) = reader.read(number, _MEMBERS[modality]).members.values()
+    return content
 
 
 def _lines(item: Item) -> list[Item]:
