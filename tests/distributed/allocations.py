@@ -34,7 +34,7 @@ class Allocations(TorchDispatchMode):
             self._patient_until = time.monotonic() + PATIENCE
             return result
 
-        dist.Work.wait = wait  # type: ignore[method-assign]
+        dist.Work.wait = wait  # type: ignore[method-assign, assignment]
         return super().__enter__()
 
     def __exit__(self, *raised: Any) -> None:
