@@ -232,7 +232,7 @@ def test_bad_input_gives_one_line(run: Path, digits: Path, tmp_path: Path, capsy
         (["eval", "probe", str(run), *labelled(digits), "--device", "abacus"], "--device: abacus cannot be used"),
         (["eval", "knn", str(run), *labelled(digits), "--json", str(wrong_json)], "mine.json: not written by d2v eval"),
         (["report", nowhere], "metrics.jsonl: no such file"),
-        (["report", str(run), "--out", str(occupied)], f"{occupied}: cannot be written: Is a directory"),
+        (["report", str(run), "--out", str(occupied)], f"{occupied}: is a folder; name a file"),
     ):
         assert expected in one_line(capsys, arguments), arguments
     assert {path.name for path in tmp_path.iterdir()} == {"occupied", "mine.json"}

@@ -161,7 +161,8 @@ def test_recipes_take_what_torch_counts(name: str, length: int) -> None:
     num_tokens = tokens_of(side, length)
     num_removed = side.mask.num_removed(num_tokens)
     with torch.device("meta"):
-        student, teacher = Data2Vec(config), Data2Vec(config, role="teacher").eval()
+        student, teacher = (Data2Vec(config, role=role).to("meta") for role in ("student", "teacher"))
+        teacher.eval()
         views = split_views(torch.empty(1, side.num_views, num_tokens, dtype=torch.bool), num_tokens - num_removed)
         noise = torch.empty(side.num_views, num_removed, config.encoder.dim)
         if config.image is not None:

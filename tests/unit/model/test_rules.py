@@ -161,7 +161,7 @@ def test_student_pass_never_waits_for_the_host(modality: str, config: ModelConfi
     source, mask, padding = on_meta(given.source), on_meta(given.masks), on_meta(given.padding)
     noise, num_kept = on_meta(given.noise.flatten(0, 1)), given.views.kept.shape[1]
     with torch.device("meta"):
-        student = Data2Vec(config)
+        student = Data2Vec(config).to("meta")  # its fixed positions, too
         targets = torch.empty(len(given.masks), given.masks.shape[2], config.encoder.dim)
     with _Crossings() as crossings:
         views = split_views(mask, num_kept)

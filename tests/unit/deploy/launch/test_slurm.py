@@ -42,7 +42,7 @@ def test_command_line_with_a_site_and_everything_else(
 ) -> None:
     run, site, user = tmp_path / "run", tmp_path / "site", tmp_path / "ds.json"
     site.write_text("export SBATCH_PARTITION=gpu\n")
-    user.write_text('{"zero_optimization": {"overlap_comm": true}}')
+    user.write_text('{"zero_optimization": {"reduce_bucket_size": 1000000}}')
     options = ["--nodes=1", "--gpus-per-node=2", f"--run-dir={run}", f"--site={site}", f"--deepspeed={user}"]
     options += ["--resume=never", "--sbatch-arg=--array=0-2", "--max-restarts=3", "--no-retry"]
     assert cli.main(["launch", "slurm", *asked, *options, "--cpus-per-task=12", "--dry-run"]) == 0
