@@ -8,7 +8,7 @@ import numpy as np
 from data_pipelines.errors import DataError
 from data_pipelines.shards.index import UNKNOWN_DURATION, ShardIndex, read_index
 from data_pipelines.shards.manifest import read_manifest
-from data_pipelines.shards.paths import expand_path
+from data_pipelines.shards.paths import expand_path, folder_of
 from data_pipelines.tokenizers.load import load_tokenizer
 from data_pipelines.transforms.text import MEMBER, count_tokens
 from deploy.progress import counted, readable_bytes
@@ -26,13 +26,12 @@ def describe_shards(path: str) -> list[str]:
     indices = [read_index(shard) for shard in expand_path(path)]
     sizes = [index.shard_size_bytes for index in indices]
     spread = f", {readable_bytes(min(sizes))} to {readable_bytes(max(sizes))} per shard" if len(sizes) > 1 else ""
-    folder = Path(path) if Path(path).is_dir() else Path(path).parent
     lines = [
         f"{path}: {counted(sum(map(len, indices)), 'sample')} in {counted(len(sizes), 'shard')}",
         f"  size     {readable_bytes(sum(sizes))}{spread}",
         *_members(indices),
         *_audio(indices),
-        *_text(indices, folder),
+        *_text(indices, folder_of(path)),
         _labels(indices),
     ]
     manifest = read_manifest(Path(path))

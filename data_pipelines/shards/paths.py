@@ -11,6 +11,12 @@ from data_pipelines.shards.manifest import check_complete
 _URL = re.compile(r"pipe:|[A-Za-z][A-Za-z0-9+.-]*://")
 
 
+def folder_of(path: str) -> Path:
+    """The folder in which the shards of a ``data.path`` lie, and their tokenizer beside them."""
+    place = Path(path)
+    return place if place.is_dir() else place.parent
+
+
 def expand_path(path: str) -> list[Path]:
     """Shards in reading order.
 

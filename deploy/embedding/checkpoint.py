@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_pipelines.config import SourceConfig
+from data_pipelines.shards.paths import folder_of
 from deploy.export.encoder import chosen_modality, load_encoder, only
 from deploy.export.exported import is_exported, load_exported, read_config
 from model.config import ModelConfig
 from model.data2vec import Data2Vec
 from pretrain.checkpoint.progress import read_run_config
 from pretrain.checkpoint.store import locate
-from pretrain.config import RunConfig
 from pretrain.errors import RunError
 from pretrain.evaluate.encoder import Source
 
@@ -52,11 +52,6 @@ def open_checkpoint(path: Path, asked: str | None, source: Source | None) -> Che
         model,
         modality,
         config.data.sources[modality],
-        lambda: _folder_of(config, modality),
+        lambda: folder_of(config.data.path_of(modality)),
         lambda: load_encoder(checkpoint, model, source or "student"),
     )
-
-
-def _folder_of(config: RunConfig, modality: str) -> Path:
-    path = Path(config.data.path_of(modality))
-    return path if path.is_dir() else path.parent

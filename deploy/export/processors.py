@@ -6,6 +6,7 @@ from typing import Any
 
 from data_pipelines.config import AudioSourceConfig, ImageSourceConfig
 from data_pipelines.errors import DataError
+from data_pipelines.shards.paths import folder_of
 from data_pipelines.tokenizers.base import Tokenizer
 from data_pipelines.tokenizers.load import load_tokenizer
 from deploy.export.heads import Head
@@ -42,7 +43,7 @@ def write_processors(
         write_feature_extractor(source, folder)
         return write_letters(head, folder) if head is not None and head.kind == "ctc" else None
     try:
-        found = load_tokenizer(tokenizer or _data_folder(config))
+        found = load_tokenizer(tokenizer or folder_of(config.data.path_of("text")))
     except DataError as error:
         if tokenizer is not None:
             raise
@@ -127,11 +128,6 @@ def write_tokenizer(tokenizer: Tokenizer, config: RunConfig, folder: Path) -> st
     }
     _write_json(folder / "tokenizer_config.json", content)
     return None
-
-
-def _data_folder(config: RunConfig) -> Path:
-    path = Path(config.data.path_of("text"))
-    return path if path.is_dir() else path.parent
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -2,11 +2,11 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image, ImageDraw
 
+from data_pipelines.shards.paths import folder_of
 from data_pipelines.tokenizers.base import SPECIALS, Tokenizer
 from data_pipelines.tokenizers.load import load_tokenizer
 from deploy.preview.drawing import INK, MARGIN, NUM_VIEWS, REMOVED, caption, fitting, font, new_sheet
@@ -37,7 +37,7 @@ def draw_text(config: RunConfig, path: str, samples: Sequence[Shown]) -> Image.I
     Raises:
         DataError: if the folder holds no tokenizer.
     """
-    tokenizer = load_tokenizer(Path(path) if Path(path).is_dir() else Path(path).parent)
+    tokenizer = load_tokenizer(folder_of(path))
     pages = [place_tokens(token_texts(tokenizer, shown.source[: shown.num_tokens].tolist())) for shown in samples]
     heights = [_CAPTION + _LINE * (1 + page[-1].line) + _SPACE for page in pages]
     width = 2 * MARGIN + NUM_VIEWS * _COLUMN + (NUM_VIEWS - 1) * MARGIN
