@@ -17,7 +17,7 @@ from data_pipelines.batches.text import TextBatches
 from data_pipelines.config import DataConfig, ImageSourceConfig
 from data_pipelines.errors import DataError
 from data_pipelines.reader import Reader
-from data_pipelines.transforms.image import image_bytes, image_member, load_image
+from data_pipelines.transforms.image import image_member, load_image
 from data_pipelines.workers import process_loader, results
 
 BATCHES: dict[str, Callable[..., BatchSource]] = {"image": ImageBatches, "audio": AudioBatches, "text": TextBatches}
@@ -177,6 +177,6 @@ def _labelled(reader: Reader, config: ImageSourceConfig, sample: int) -> tuple[n
     if stored.label is None:
         raise DataError(f"{reader.describe(sample)}: carries no label (.cls member), which evaluation needs")
     try:
-        return load_image(image_bytes(stored.members), config), stored.label
+        return load_image(stored.content, config), stored.label
     except DataError as error:
         raise DataError(f"{reader.describe(sample)}: {error}") from error

@@ -27,6 +27,12 @@ class Sample(NamedTuple):
     members: dict[str, bytes]
     """Those that were read by extension, e.g. ``jpg`` and ``cls``."""
 
+    @property
+    def content(self) -> bytes:
+        """Of the one member that was chosen."""
+        (content,) = self.members.values()
+        return content
+
 
 class Reader:
     """Random access to the samples of a set of shards.

@@ -26,7 +26,7 @@ from data_pipelines.lengths import LengthPlan
 from data_pipelines.order import stream_key
 from data_pipelines.reader import Reader
 from data_pipelines.shards.index import UNKNOWN_DURATION
-from data_pipelines.transforms.audio import audio_bytes, audio_member, load_audio
+from data_pipelines.transforms.audio import audio_member, load_audio
 from data_pipelines.transforms.resampling import length_at_speed, resampled_length
 
 
@@ -92,10 +92,10 @@ class AudioBatches:
     def _waveform(self, sample: int, epoch: int, length: int) -> NDArray[np.float32]:
         """A random window of a recording: ``length`` samples, or as many as it counts with if those are fewer."""
         length = min(length, int(self._plan.lengths[sample]))
-        data = self._reader.read(sample, audio_member).members
+        data = self._reader.read(sample, audio_member).content
         generator = np.random.default_rng(stream_key(self._seed, AUGMENT, epoch, sample))
         try:
-            waveform = load_audio(audio_bytes(data), self._config, generator)
+            waveform = load_audio(data, self._config, generator)
         except DataError as error:
             raise DataError(f"{self._reader.describe(sample)}: {error}") from error
         if len(waveform) < length:

@@ -9,7 +9,7 @@ from data_pipelines.config import ImageSourceConfig
 from data_pipelines.errors import DataError
 from data_pipelines.order import stream_key
 from data_pipelines.reader import Reader
-from data_pipelines.transforms.image import image_bytes, image_member, load_image
+from data_pipelines.transforms.image import image_member, load_image
 
 
 class ImageBatches:
@@ -43,9 +43,9 @@ class ImageBatches:
         )
 
     def _image(self, sample: int, epoch: int) -> np.ndarray:
-        data = self._reader.read(sample, image_member).members
+        data = self._reader.read(sample, image_member).content
         generator = np.random.default_rng(stream_key(self._seed, AUGMENT, epoch, sample))
         try:
-            return load_image(image_bytes(data), self._config, generator)
+            return load_image(data, self._config, generator)
         except DataError as error:
             raise DataError(f"{self._reader.describe(sample)}: {error}") from error

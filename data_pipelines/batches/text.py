@@ -12,7 +12,7 @@ from data_pipelines.reader import Reader
 from data_pipelines.shards.manifest import read_manifest
 from data_pipelines.tokenizers.base import PADDING
 from data_pipelines.tokenizers.load import stored_vocab_size
-from data_pipelines.transforms.text import load_tokens, token_bytes, token_member
+from data_pipelines.transforms.text import load_tokens, token_member
 
 
 class TextBatches:
@@ -58,9 +58,9 @@ class TextBatches:
 
     def _tokens(self, sample: int, epoch: int) -> NDArray[np.int64]:
         """A block, the same in every epoch."""
-        members = self._reader.read(sample, token_member).members
+        data = self._reader.read(sample, token_member).content
         try:
-            return load_tokens(token_bytes(members), self._config, self._vocab_size)
+            return load_tokens(data, self._config, self._vocab_size)
         except DataError as error:
             raise DataError(f"{self._reader.describe(sample)}: {error}") from error
 

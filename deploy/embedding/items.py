@@ -76,14 +76,9 @@ def _file(path: Path) -> Item:
 
 def _samples(reader: Reader, modality: str) -> list[Item]:
     def sample(number: int) -> Item:
-        return Item(reader.key(number), lambda: _content(reader, number, modality), in_shard=True)
+        return Item(reader.key(number), lambda: reader.read(number, _MEMBERS[modality]).content, in_shard=True)
 
     return [sample(number) for number in range(len(reader))]
-
-
-def _content(reader: Reader, number: int, modality: str) -> bytes:
-    (content,) = reader.read(number, _MEMBERS[modality]).members.values()
-    return content
 
 
 def _lines(item: Item) -> list[Item]:
